@@ -1,0 +1,140 @@
+//! The vocabulary on the CPU: threads, vectors of sixteen lanes, weights in panels, memory that is used again.
+
+use std::sync::Arc;
+
+use kanana_tensor::{DType, Device, Pool, Tensor};
+
+use crate::ops::linear::cpu::Machine;
+use crate::ops::{attention, elementwise, embedding, linear, log_sum_exp, rms_norm, rope, route, rows};
+use crate::runtime::Isa;
+use crate::runtime::threads::Threads;
+use crate::{Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+
+/// How a [`Cpu`] is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads, the caller's included; `None`: one for each processor this process may use.
+    pub threads: Option<usize>,
+    /// The instruction set; `None`, or one that this processor lacks: the best there is.
+    pub isa: Option<Isa>,
+}
+
+/// The multi-threaded CPU implementation.
+pub struct Cpu {
+    threads: Threads,
+    isa: Isa,
+    pool: Arc<Pool>,
+}
+
+impl Cpu {
+    /// Starts the threads.
+    pub fn new(options: CpuOptions) -> Self {
+        let threads = options
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get()));
+        let isa = options.isa.filter(|isa| Isa::available().contains(isa)).unwrap_or_else(Isa::best);
+        Cpu { threads: Threads::new(threads), isa, pool: Pool::new() }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.threads.count()
+    }
+
+    fn machine(&self) -> Machine<'_> {
+        Machine { threads: &self.threads, isa: self.isa, pool: &self.pool }
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Cpu::new(CpuOptions::default())
+    }
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cpu({} threads, {})", self.threads.count(), self.isa.name())
+    }
+}
+
+impl Kernels for Cpu {
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+    fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        Ok(Tensor::zeros(shape, dtype))
+    }
+    fn upload(&self, host: &Tensor) -> Result<Tensor> {
+        Ok(host.clone())
+    }
+    fn download(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.clone())
+    }
+    fn pack(&self, matrix: &Tensor, dtype: DType) -> Result<Weight> {
+        linear::pack::pack(&self.threads, matrix, dtype)
+    }
+    fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
+        embedding::cpu::embedding(self.machine(), ids, table)
+    }
+    fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor> {
+        Ok(self.linears(x, &[w])?.swap_remove(0))
+    }
+    fn linears(&self, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
+        linear::cpu::linears(self.machine(), x, weights)
+    }
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+        rms_norm::cpu::rms_norm(self.machine(), x, weight, eps)
+    }
+    fn rope(&self, x: &Tensor, table: &RopeTable, positions: &Tensor) -> Result<Tensor> {
+        rope::cpu::rope(self.machine(), x, table, positions)
+    }
+    fn attention(&self, q: &Tensor, kv: KeyValues<'_>, spans: &Spans, scale: f32) -> Result<Tensor> {
+        attention::cpu::attention(self.machine(), q, kv, spans, scale)
+    }
+    fn write_kv(&self, x: &Tensor, cache: &mut Tensor, slots: &Tensor) -> Result<()> {
+        attention::reference::write_kv(x, cache, slots)
+    }
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        elementwise::cpu::silu_mul(self.machine(), gate, up)
+    }
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        elementwise::cpu::add(self.machine(), x, y)
+    }
+    fn add_bias(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        elementwise::cpu::add_bias(self.machine(), x, bias)
+    }
+    fn scale(&self, x: &Tensor, factor: f32) -> Result<Tensor> {
+        elementwise::cpu::scale(self.machine(), x, factor)
+    }
+    fn sigmoid_gate(&self, x: &Tensor, gate: &Tensor) -> Result<Tensor> {
+        elementwise::cpu::sigmoid_gate(self.machine(), x, gate)
+    }
+    fn cast(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
+        elementwise::cpu::cast(self.machine(), x, dtype)
+    }
+    fn gather_rows(&self, x: &Tensor, indices: &Tensor) -> Result<Tensor> {
+        let shape = rows::gathered_shape(x, indices)?;
+        rows::gather_rows(x, indices, self.pool.tensor(&shape, DType::F32))
+    }
+    fn scatter_add_rows(
+        &self,
+        base: Tensor,
+        x: &Tensor,
+        indices: &Tensor,
+        weights: &Tensor,
+    ) -> Result<Tensor> {
+        rows::scatter_add_rows(base, x, indices, weights)
+    }
+    fn route(&self, logits: &Tensor, options: RouterOptions) -> Result<Routing> {
+        route::route(logits, options)
+    }
+    fn log_sum_exp(&self, logits: &Tensor) -> Result<Tensor> {
+        log_sum_exp::cpu::log_sum_exp(self.machine(), logits)
+    }
+}

@@ -1,0 +1,4 @@
+//! Rows of a table by token id. Contract: [`crate::Kernels::embedding`].
+
+pub(crate) mod cpu;
+pub(crate) mod reference;

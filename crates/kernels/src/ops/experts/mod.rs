@@ -1,0 +1,53 @@
+//! The mixture of experts. Contract: [`crate::Kernels::experts`].
+
+use kanana_tensor::{DType, Tensor};
+
+use crate::ops::check;
+use crate::{Kernels, Result, Routing, Weight};
+
+/// One expert: a SwiGLU block.
+#[derive(Clone, Debug)]
+pub struct Expert {
+    /// `[F, D]`.
+    pub gate: Weight,
+    /// `[F, D]`.
+    pub up: Weight,
+    /// `[D, F]`.
+    pub down: Weight,
+}
+
+/// Groups tokens by expert and runs each chosen expert once over its tokens.
+///
+/// A token's sum runs over its experts by number, whoever else is in the batch.
+pub(crate) fn by_expert<K: Kernels + ?Sized>(
+    kernels: &K,
+    x: &Tensor,
+    routing: &Routing,
+    experts: &[Expert],
+) -> Result<Tensor> {
+    let [tokens, _] = check::dims("experts", "x", x)?;
+    let [rows, top_k] = check::dims("experts", "routing", &routing.experts)?;
+    check::shape("experts", "routing", &routing.experts, &[tokens, top_k])?;
+    check::shape("experts", "routing weights", &routing.weights, &[rows, top_k])?;
+    let (chosen, weights) = (kernels.download(&routing.experts)?, kernels.download(&routing.weights)?);
+    let chosen = check::indices("experts", &chosen, experts.len())?;
+    let weights = check::slice::<f32>("experts", &weights)?;
+    let mut members: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default(); experts.len()];
+    for (i, (&expert, &weight)) in chosen.iter().zip(weights).enumerate() {
+        let (tokens, shares) = &mut members[expert as usize];
+        tokens.push((i / top_k) as u32);
+        shares.push(weight);
+    }
+    let mut sum = kernels.zeros(x.shape(), DType::F32)?;
+    for (expert, (tokens, shares)) in
+        experts.iter().zip(&members).filter(|(_, (tokens, _))| !tokens.is_empty())
+    {
+        let tokens =
+            kernels.upload(&check::in_op("experts", Tensor::from_slice(&[tokens.len()], tokens))?)?;
+        let shares =
+            kernels.upload(&check::in_op("experts", Tensor::from_slice(&[shares.len()], shares))?)?;
+        let y = kernels.swiglu(&kernels.gather_rows(x, &tokens)?, &expert.gate, &expert.up, &expert.down)?;
+        sum = kernels.scatter_add_rows(sum, &y, &tokens, &shares)?;
+    }
+    Ok(sum)
+}

@@ -1,0 +1,273 @@
+//! `x · wᵀ` over panels of 16 outputs.
+//!
+//! A block of rows of `x` that fits in the second-level cache meets every panel; within, `R` rows by `P` panels are
+//! summed in registers. One row takes four panels at once and streams the weights; many rows take one panel and use it
+//! from the cache. The sums of an output are the same in every case, so the bits do not depend on the case.
+
+use std::sync::Arc;
+
+use kanana_tensor::{DType, Element, Pool, Tensor, bf16};
+
+use super::pack::{PANEL, TILE_K, panel_len};
+use super::{Layout, Weight, check_linear};
+use crate::Result;
+use crate::ops::check;
+use crate::runtime::simd::{Isa, Kernel, LANES, Lanes, dispatch};
+use crate::runtime::threads::{SharedMut, Threads};
+
+/// Bytes of activations that a task keeps in the second-level cache.
+const CACHED_ROWS: usize = 1 << 20;
+/// Bytes ahead of the reader that are asked for.
+const PREFETCH: usize = 2048;
+
+/// What every product needs of the machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine<'a> {
+    pub(crate) threads: &'a Threads,
+    pub(crate) isa: Isa,
+    pub(crate) pool: &'a Arc<Pool>,
+}
+
+/// The product of one input with several weights, all panels of all of them shared out at once.
+pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
+    let mut tokens = 0;
+    for w in weights {
+        tokens = check_linear(x, w)?;
+        w.check_layout("linear", Layout::Panels)?;
+    }
+    let mut outputs: Vec<Tensor> =
+        weights.iter().map(|w| machine.pool.tensor(&[tokens, w.out_features], DType::F32)).collect();
+    if tokens == 0 || weights.is_empty() {
+        return Ok(outputs);
+    }
+    let rounded = match weights.iter().any(|w| w.dtype() == DType::BF16) {
+        true => Some(rounded_to_bf16(machine, x)?),
+        false => None,
+    };
+    let mut products = Vec::with_capacity(weights.len());
+    for (w, y) in weights.iter().zip(&mut outputs) {
+        let x = if w.dtype() == DType::BF16 { rounded.as_ref().unwrap_or(x) } else { x };
+        products.push(Product {
+            x: check::slice::<f32>("linear", x)?,
+            x_stride: x.row_len(),
+            w,
+            y: SharedMut::new(check::slice_mut::<f32>("linear", y)?),
+        });
+    }
+    let row_bytes = x.row_len().max(1) * size_of::<f32>();
+    let rows_per_block = (CACHED_ROWS / row_bytes).clamp(12, 240) / 12 * 12;
+    let panels_per_task = if tokens == 1 { 8 } else { 4 };
+    let tasks: Vec<(usize, usize)> = products
+        .iter()
+        .enumerate()
+        .flat_map(|(p, product)| {
+            (0..product.w.out_features.div_ceil(PANEL)).step_by(panels_per_task).map(move |panel| (p, panel))
+        })
+        .collect();
+    let blocks = tokens.div_ceil(rows_per_block);
+    machine.threads.run(blocks * tasks.len(), &|task| {
+        let (product, panel) = tasks[task % tasks.len()];
+        let first_row = task / tasks.len() * rows_per_block;
+        let rows = first_row..tokens.min(first_row + rows_per_block);
+        let product = &products[product];
+        let panels = panel..(panel + panels_per_task).min(product.w.out_features.div_ceil(PANEL));
+        dispatch(machine.isa, Block { product, rows, panels });
+    });
+    drop(products);
+    Ok(outputs)
+}
+
+/// `x` rounded to bf16 and widened again, each row padded with zeros to whole tiles.
+fn rounded_to_bf16(machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
+    let (inputs, padded) = (x.row_len(), x.row_len().next_multiple_of(TILE_K));
+    let values = check::slice::<f32>("linear", x)?;
+    let mut rounded = machine.pool.tensor(&[x.rows(), padded], DType::F32);
+    machine.threads.rows_mut(check::slice_mut::<f32>("linear", &mut rounded)?, padded, |t, row| {
+        dispatch(machine.isa, Round { from: &values[t * inputs..][..inputs], to: row });
+    });
+    Ok(rounded)
+}
+
+struct Round<'a> {
+    from: &'a [f32],
+    to: &'a mut [f32],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        for (to, &from) in self.to.iter_mut().zip(self.from) {
+            *to = bf16_rounded(from);
+        }
+        self.to[self.from.len()..].fill(0.0);
+    }
+}
+
+/// Round to nearest, ties to even, as `bf16::from_f32` does; NaN stays NaN. Written on bits so that it vectorises.
+#[inline(always)]
+pub(crate) fn bf16_rounded(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    f32::from_bits(if x.is_nan() { (bits | 0x0040_0000) & 0xffff_0000 } else { rounded })
+}
+
+struct Product<'a> {
+    x: &'a [f32],
+    x_stride: usize,
+    w: &'a Weight,
+    y: SharedMut<'a, f32>,
+}
+
+/// Some rows against some panels.
+struct Block<'a> {
+    product: &'a Product<'a>,
+    rows: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        match self.product.w.dtype() {
+            DType::BF16 => self.walk::<L, Bf16Tiles>(),
+            _ => self.walk::<L, F32Panels>(),
+        }
+    }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn walk<L: Lanes, W: Panels>(&self) {
+        let panel_len = panel_len(self.product.w.in_features, W::Element::DTYPE);
+        let Ok(weights) = self.product.w.data.as_slice::<W::Element>() else {
+            unreachable!("packed weights are in host memory: this is a bug")
+        };
+        let panel = |i: usize| &weights[i * panel_len..][..panel_len];
+        if self.rows.len() < 4 {
+            // Memory-bound: every weight is used a few times at most, so read several streams of them.
+            let mut p = self.panels.start;
+            while p + 4 <= self.panels.end {
+                for row in self.rows.clone() {
+                    let sums = W::sums::<L, 1, 4>(
+                        [self.x(row)],
+                        [panel(p), panel(p + 1), panel(p + 2), panel(p + 3)],
+                    );
+                    self.store(row, p, sums);
+                }
+                p += 4;
+            }
+            for p in p..self.panels.end {
+                for row in self.rows.clone() {
+                    self.store(row, p, W::sums::<L, 1, 1>([self.x(row)], [panel(p)]));
+                }
+            }
+            return;
+        }
+        for p in self.panels.clone() {
+            let mut row = self.rows.start;
+            while row + 12 <= self.rows.end {
+                self.store(row, p, W::sums::<L, 12, 1>(std::array::from_fn(|i| self.x(row + i)), [panel(p)]));
+                row += 12;
+            }
+            while row + 4 <= self.rows.end {
+                self.store(row, p, W::sums::<L, 4, 1>(std::array::from_fn(|i| self.x(row + i)), [panel(p)]));
+                row += 4;
+            }
+            for row in row..self.rows.end {
+                self.store(row, p, W::sums::<L, 1, 1>([self.x(row)], [panel(p)]));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn x(&self, row: usize) -> &[f32] {
+        &self.product.x[row * self.product.x_stride..][..self.product.x_stride]
+    }
+
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    fn store<L: Lanes, const R: usize, const P: usize>(&self, row: usize, panel: usize, sums: [[L; P]; R]) {
+        let outputs = self.product.w.out_features;
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (p, sum) in sums.into_iter().enumerate() {
+                let n = (panel + p) * PANEL;
+                let lanes = PANEL.min(outputs - n);
+                // SAFETY: each (row, panel) belongs to one task.
+                let to = unsafe { self.product.y.range((row + r) * outputs + n, lanes) };
+                match to.try_into() {
+                    Ok(full) => sum.store(full),
+                    Err(_) => sum.store_partial(to),
+                }
+            }
+        }
+    }
+}
+
+/// How one dtype's panels are summed: `R` rows by `P` panels at once.
+trait Panels {
+    type Element: Element;
+    fn sums<L: Lanes, const R: usize, const P: usize>(
+        x: [&[f32]; R],
+        w: [&[Self::Element]; P],
+    ) -> [[L; P]; R];
+}
+
+struct F32Panels;
+
+impl Panels for F32Panels {
+    type Element = f32;
+
+    /// In the order of k.
+    #[inline(always)]
+    fn sums<L: Lanes, const R: usize, const P: usize>(x: [&[f32]; R], w: [&[f32]; P]) -> [[L; P]; R] {
+        let mut sums = [[L::splat(0.0); P]; R];
+        let w = w.map(|w| w.as_chunks::<LANES>().0);
+        for k in 0..w[0].len() {
+            for p in 0..P {
+                L::prefetch(w[p].as_ptr().wrapping_add(k).cast::<u8>().wrapping_add(PREFETCH));
+                let weights = L::load(&w[p][k]);
+                for r in 0..R {
+                    sums[r][p] = sums[r][p].fma(weights, L::splat(x[r][k]));
+                }
+            }
+        }
+        sums
+    }
+}
+
+struct Bf16Tiles;
+
+impl Panels for Bf16Tiles {
+    type Element = bf16;
+
+    /// Over each tile of 32 k, even and odd products apart, then their sum onto the accumulator.
+    #[inline(always)]
+    fn sums<L: Lanes, const R: usize, const P: usize>(x: [&[f32]; R], w: [&[bf16]; P]) -> [[L; P]; R] {
+        let mut sums = [[L::splat(0.0); P]; R];
+        let w = w.map(|w| w.as_chunks::<{ 2 * LANES }>().0.as_chunks::<{ TILE_K / 2 }>().0);
+        let x = x.map(|x| x.as_chunks::<TILE_K>().0);
+        for k in 0..w[0].len() {
+            let mut even = [[L::splat(0.0); P]; R];
+            let mut odd = [[L::splat(0.0); P]; R];
+            for pair in 0..TILE_K / 2 {
+                for p in 0..P {
+                    let address = w[p][k][pair].as_ptr().cast::<u8>();
+                    L::prefetch(address.wrapping_add(PREFETCH));
+                    let (w_even, w_odd) = L::load_bf16_pairs(&w[p][k][pair]);
+                    for r in 0..R {
+                        even[r][p] = even[r][p].fma(w_even, L::splat(x[r][k][2 * pair]));
+                        odd[r][p] = odd[r][p].fma(w_odd, L::splat(x[r][k][2 * pair + 1]));
+                    }
+                }
+            }
+            for r in 0..R {
+                for p in 0..P {
+                    sums[r][p] = sums[r][p].add(even[r][p].add(odd[r][p]));
+                }
+            }
+        }
+        sums
+    }
+}

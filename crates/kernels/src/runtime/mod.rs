@@ -1,0 +1,8 @@
+//! What the CPU kernels stand on: threads, instruction sets, memory advice, and the measured limits of the machine.
+
+pub mod limits;
+pub(crate) mod memory;
+pub(crate) mod simd;
+pub(crate) mod threads;
+
+pub use simd::Isa;

@@ -1,0 +1,157 @@
+//! The trait itself. Legend: T packed tokens, D hidden, N query heads, K kv heads, H head_dim, F ffn, V vocabulary,
+//! X experts, S sequences, R any number of rows, A chosen experts per token, B cache blocks, P positions in a block.
+//!
+//! Every op is a function from tensors to new tensors (only [`Kernels::write_kv`] writes in place), so that a tape can
+//! wrap any implementation: it calls the inner op, notes the arguments, and replays the notes backwards. Index data
+//! (ids, positions, block tables) are tensors too, so that a device can keep them beside the rest.
+//! Activations are f32. A row's result never depends on the other rows, on the number of threads or on chunking.
+//! Fused ops have default bodies made of plain ops: a new implementation starts small and gets fast op by op.
+
+use kanana_tensor::{DType, Device, Tensor};
+
+use crate::ops::experts;
+use crate::{Expert, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+
+/// The operations a transformer is made of, on one machine.
+pub trait Kernels: Send + Sync {
+    // ------------------------------------------------------------------------------------------------ memory
+
+    /// The device whose memory the results are in.
+    fn device(&self) -> Device;
+
+    /// A zeroed tensor in the device's memory.
+    fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor>;
+
+    /// A copy of a host tensor in the device's memory; the same handle where they are one memory.
+    fn upload(&self, host: &Tensor) -> Result<Tensor>;
+
+    /// A copy of a device tensor in host memory; the same handle where they are one memory.
+    fn download(&self, tensor: &Tensor) -> Result<Tensor>;
+
+    /// Lays a matrix out as [`Kernels::linear`] and [`Kernels::embedding`] of this implementation read it, stored as
+    /// `dtype` (f32 or bf16).
+    ///
+    /// Shapes: `matrix [N, K]`, f32, f16 or bf16: `N` outputs of `K` inputs, as checkpoints store it.
+    /// Cost: reads the source once; the source may be freed afterwards.
+    fn pack(&self, matrix: &Tensor, dtype: DType) -> Result<Weight>;
+
+    // --------------------------------------------------------------------------------------------- plain ops
+
+    /// Row `ids[t]` of the table for every token.
+    ///
+    /// Shapes: `ids [T] u32`, `table [V, D]` → `[T, D]`. Errors: an id of `V` or more. Cost: T·D reads.
+    fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor>;
+
+    /// `x · wᵀ`: with bf16 weights, `x` is rounded to bf16 first (as matrix units take it) and products are summed in f32.
+    ///
+    /// Shapes: `x [T, K]`, `w [N, K]` → `[T, N]`. Cost: 2·T·N·K FLOPs, N·K weight reads.
+    /// Order of sums: bf16 weights sum, over each block of 32 k, even and odd products apart, add the two, add that to
+    /// the accumulator (the order of `tdpbf16ps`, Intel SDM); f32 weights sum in the order of k.
+    fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor>;
+
+    /// Root-mean-square norm: `x / sqrt(mean(x²) + eps) · weight` over the last dimension.
+    ///
+    /// Shapes: `x [R, .., H]`, `weight [H] f32` → the shape of `x`: rows of the last dimension are normed one by one,
+    /// so per-head norms (QK-norm) are the same op. Source: Zhang and Sennrich 2019, arXiv 1910.07467.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor>;
+
+    /// Rotary position embedding in the half-split layout: element `i` is paired with element `i + H/2`.
+    ///
+    /// Shapes: `x [T, N, H]`, `positions [T] u32`, table `[P, H/2]` cosines and sines → `[T, N, H]`.
+    /// Errors: a position beyond the table. Source: Su et al. 2021, arXiv 2104.09864; layout of transformers.
+    fn rope(&self, x: &Tensor, table: &RopeTable, positions: &Tensor) -> Result<Tensor>;
+
+    /// Scaled dot-product attention with grouped heads over packed sequences; no token sees another sequence.
+    ///
+    /// Shapes: `q [T, N, H]`, keys and values as [`KeyValues`] says → `[T, N, H]`; query head `n` reads kv head
+    /// `n / (N/K)`. The last query of a sequence is its last key; with `causal` a query sees the keys up to itself.
+    /// Keys are visited in tiles of `ops::attention::TILE` positions counted from the start of the sequence, so the result does not depend
+    /// on how queries are chunked or keys are paged. Cost: 4·N·H FLOPs per visible (query, key) pair.
+    /// Source: online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867.
+    fn attention(&self, q: &Tensor, kv: KeyValues<'_>, spans: &Spans, scale: f32) -> Result<Tensor>;
+
+    /// Writes new keys or values into a paged cache, rounding to the cache's dtype.
+    ///
+    /// Shapes: `x [T, K, H]`, `cache [B, K, P, H]` (f32 or bf16), `slots [T] u32`, slot = block·P + offset.
+    /// Errors: a slot outside the cache; a cache that is shared.
+    fn write_kv(&self, x: &Tensor, cache: &mut Tensor, slots: &Tensor) -> Result<()>;
+
+    /// `silu(gate) · up`, with `silu(x) = x / (1 + exp(-x))`.
+    ///
+    /// Shapes: two of the same shape → that shape. Source: Shazeer 2020, arXiv 2002.05202.
+    fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor>;
+
+    /// `x + y`. Shapes: two of the same shape → that shape.
+    fn add(&self, x: &Tensor, y: &Tensor) -> Result<Tensor>;
+
+    /// `x + bias` for every row. Shapes: `x [T, D]`, `bias [D] f32` → `[T, D]`.
+    fn add_bias(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor>;
+
+    /// `x · factor`. Shapes: any → the same.
+    fn scale(&self, x: &Tensor, factor: f32) -> Result<Tensor>;
+
+    /// `x[t] · sigmoid(gate[t])` for every row: the gate of a shared expert. Shapes: `x [T, D]`, `gate [T, 1]` → `[T, D]`.
+    fn sigmoid_gate(&self, x: &Tensor, gate: &Tensor) -> Result<Tensor>;
+
+    /// Rounds or widens. Shapes: any → the same, f32 or bf16.
+    fn cast(&self, x: &Tensor, dtype: DType) -> Result<Tensor>;
+
+    /// The rows `indices[r]` of `x`. Shapes: `x [T, D]`, `indices [R] u32` → `[R, D]`.
+    fn gather_rows(&self, x: &Tensor, indices: &Tensor) -> Result<Tensor>;
+
+    /// Adds `x[r] · weights[r]` to row `indices[r]` of `base` in the order of r, in place when this is the only handle.
+    ///
+    /// Shapes: `base [T, D]`, `x [R, D]`, `indices [R] u32`, `weights [R] f32` → `[T, D]`.
+    fn scatter_add_rows(
+        &self,
+        base: Tensor,
+        x: &Tensor,
+        indices: &Tensor,
+        weights: &Tensor,
+    ) -> Result<Tensor>;
+
+    /// Chooses the experts of every token from the router's logits.
+    ///
+    /// Shapes: `logits [T, X]` → `experts [T, A] u32` by falling score (ties: the lower number first) and their `weights [T, A]`.
+    /// Source: Shazeer et al. 2017, arXiv 1701.06538; order and renormalisation as in transformers' Mixtral and Qwen3-MoE.
+    fn route(&self, logits: &Tensor, options: RouterOptions) -> Result<Routing>;
+
+    /// `log Σ exp(x)` of every row: a token's log-probability is its logit less this.
+    ///
+    /// Shapes: `logits [T, V]` → `[T]`. Units: nats. NaN in, NaN out.
+    fn log_sum_exp(&self, logits: &Tensor) -> Result<Tensor>;
+
+    // --------------------------------------------------------------------------------------------- fused ops
+
+    /// Several products of the same input: the query, key and value, or the gate and up projections.
+    fn linears(&self, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
+        weights.iter().map(|w| self.linear(x, w)).collect()
+    }
+
+    /// `base + scale · (x · aᵀ) · bᵀ`: a low-rank update beside a frozen product.
+    ///
+    /// Shapes: `base [T, N]`, `x [T, K]`, `a [r, K]`, `b [N, r]` → `[T, N]`. Source: Hu et al. 2021, arXiv 2106.09685.
+    fn low_rank(&self, base: &Tensor, x: &Tensor, a: &Weight, b: &Weight, scale: f32) -> Result<Tensor> {
+        self.add(base, &self.scale(&self.linear(&self.linear(x, a)?, b)?, scale)?)
+    }
+
+    /// `sum = x + y` and its norm, both of which the next block needs.
+    fn add_rms_norm(&self, x: &Tensor, y: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+        let sum = self.add(x, y)?;
+        let normed = self.rms_norm(&sum, weight, eps)?;
+        Ok((sum, normed))
+    }
+
+    /// SwiGLU: `down(silu(gate(x)) · up(x))`.
+    fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight, down: &Weight) -> Result<Tensor> {
+        let projections = self.linears(x, &[gate, up])?;
+        self.linear(&self.silu_mul(&projections[0], &projections[1])?, down)
+    }
+
+    /// The mixture: every token's chosen experts, weighted and summed in the order of the experts' numbers.
+    ///
+    /// Shapes: `x [T, D]` → `[T, D]`. Only chosen experts are read. Cost: A/X of the dense FLOPs.
+    fn experts(&self, x: &Tensor, routing: &Routing, experts: &[Expert]) -> Result<Tensor> {
+        experts::by_expert(self, x, routing, experts)
+    }
+}

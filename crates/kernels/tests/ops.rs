@@ -1,0 +1,443 @@
+//! Every op x dtype x shape on every implementation that this machine can run, against the reference.
+//!
+//! A [`Case`] is one call of one op on inputs drawn from a seed. To add an op: add its cases to [`cases`].
+//! Each run uses one fixed seed and one fresh one, which a failure names.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
+
+use kanana_kernels::runtime::Isa;
+use kanana_kernels::{
+    Cpu, CpuOptions, Expert, Gate, Kernels, KeyValues, Reference, Result, RopeTable, RouterOptions, Spans,
+};
+use kanana_tensor::{DType, Tensor};
+
+type Run = Box<dyn Fn(&dyn Kernels) -> Result<Vec<Tensor>>>;
+
+struct Case {
+    name: String,
+    /// Largest difference allowed, as a share of the largest element of the reference's tensor.
+    tolerance: f32,
+    run: Run,
+}
+
+/// A sequence of test inputs (SplitMix64).
+struct Inputs(u64);
+
+impl Inputs {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> u32 {
+        (self.next() % limit as u64) as u32
+    }
+
+    /// Uniform in -2..2.
+    fn tensor(&mut self, shape: &[usize]) -> Tensor {
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| (self.next() >> 40) as f32 / (1 << 22) as f32 - 2.0)
+            .collect();
+        Tensor::from_slice(shape, &values).unwrap()
+    }
+
+    fn ids(&mut self, count: usize, limit: usize) -> Tensor {
+        let ids: Vec<u32> = (0..count).map(|_| self.below(limit)).collect();
+        Tensor::from_slice(&[count], &ids).unwrap()
+    }
+}
+
+const WEIGHT_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+fn cases(seed: u64) -> Vec<Case> {
+    let mut list = List { cases: Vec::new(), inputs: Inputs(seed) };
+    list.products();
+    list.norms_and_rope();
+    list.elementwise();
+    list.rows_and_routing();
+    list.attention();
+    list.cases
+}
+
+struct List {
+    cases: Vec<Case>,
+    inputs: Inputs,
+}
+
+impl List {
+    fn add(
+        &mut self,
+        name: String,
+        tolerance: f32,
+        run: impl Fn(&dyn Kernels) -> Result<Vec<Tensor>> + 'static,
+    ) {
+        self.cases.push(Case { name, tolerance, run: Box::new(run) });
+    }
+
+    fn products(&mut self) {
+        let shapes = [
+            (1, 1, 1),
+            (1, 5, 7),
+            (2, 16, 32),
+            (3, 17, 33),
+            (5, 77, 56),
+            (13, 131, 77),
+            (30, 48, 160),
+            (1, 300, 96),
+        ];
+        for dtype in WEIGHT_DTYPES {
+            for (t, n, k) in shapes {
+                let (x, w) = (self.inputs.tensor(&[t, k]), self.inputs.tensor(&[n, k]));
+                let (a, b, base) =
+                    (self.inputs.tensor(&[3, k]), self.inputs.tensor(&[n, 3]), self.inputs.tensor(&[t, n]));
+                let ids = self.inputs.ids(t, n);
+                let (x2, w2) = (x.clone(), w.clone());
+                self.add(format!("linear {dtype} {t}x{n}x{k}"), 2e-6, move |kernels| {
+                    Ok(vec![kernels.linear(&x, &kernels.pack(&w, dtype)?)?])
+                });
+                let (x, w) = (x2.clone(), w2.clone());
+                self.add(format!("linears {dtype} {t}x{n}x{k}"), 2e-6, move |kernels| {
+                    let (first, second) = (kernels.pack(&w, dtype)?, kernels.pack(&a, dtype)?);
+                    let mixed = kernels.pack(&w, DType::F32)?;
+                    kernels.linears(&x, &[&first, &second, &mixed])
+                });
+                let a = self.inputs.tensor(&[3, k]);
+                self.add(format!("low_rank {dtype} {t}x{n}x{k}"), 1e-5, move |kernels| {
+                    let (a, b) = (kernels.pack(&a, DType::F32)?, kernels.pack(&b, DType::F32)?);
+                    Ok(vec![kernels.low_rank(&base, &x2, &a, &b, 0.37)?])
+                });
+                self.add(format!("embedding {dtype} {t} of {n}x{k}"), 0.0, move |kernels| {
+                    Ok(vec![kernels.embedding(&ids, &kernels.pack(&w2, dtype)?)?])
+                });
+            }
+            let (x, gate, up, down) = (
+                self.inputs.tensor(&[9, 40]),
+                self.inputs.tensor(&[77, 40]),
+                self.inputs.tensor(&[77, 40]),
+                self.inputs.tensor(&[40, 77]),
+            );
+            // With bf16 weights the activation between the products is rounded: one last bit may fall either way.
+            let tolerance = if dtype == DType::BF16 { 3e-3 } else { 1e-5 };
+            self.add(format!("swiglu {dtype}"), tolerance, move |kernels| {
+                let pack = |w: &Tensor| kernels.pack(w, dtype);
+                Ok(vec![kernels.swiglu(&x, &pack(&gate)?, &pack(&up)?, &pack(&down)?)?])
+            });
+        }
+    }
+
+    fn norms_and_rope(&mut self) {
+        for shape in [vec![1, 1], vec![3, 7], vec![5, 64], vec![2, 1793], vec![4, 6, 10]] {
+            let width = *shape.last().unwrap();
+            let (x, y, weight) =
+                (self.inputs.tensor(&shape), self.inputs.tensor(&shape), self.inputs.tensor(&[width]));
+            self.add(format!("rms_norm {shape:?}"), 2e-6, {
+                let (x, weight) = (x.clone(), weight.clone());
+                move |kernels| Ok(vec![kernels.rms_norm(&x, &weight, 1e-5)?])
+            });
+            self.add(format!("add_rms_norm {shape:?}"), 2e-6, move |kernels| {
+                let (sum, normed) = kernels.add_rms_norm(&x, &y, &weight, 1e-6)?;
+                Ok(vec![sum, normed])
+            });
+        }
+        for (t, n, h) in [(1, 1, 2), (4, 3, 10), (7, 6, 16), (20, 24, 128)] {
+            let (x, positions) = (self.inputs.tensor(&[t, n, h]), self.inputs.ids(t, 40));
+            let (cos, sin) = (self.inputs.tensor(&[40, h / 2]), self.inputs.tensor(&[40, h / 2]));
+            self.add(format!("rope {t}x{n}x{h}"), 1e-6, move |kernels| {
+                let table = RopeTable { cos: cos.clone(), sin: sin.clone() };
+                Ok(vec![kernels.rope(&x, &table, &positions)?])
+            });
+        }
+    }
+
+    fn elementwise(&mut self) {
+        for (t, d) in [(1, 1), (3, 5), (2, 16), (5, 131), (17, 2048)] {
+            let (x, y) = (self.inputs.tensor(&[t, d]), self.inputs.tensor(&[t, d]));
+            let (bias, gate) = (self.inputs.tensor(&[d]), self.inputs.tensor(&[t, 1]));
+            self.add(format!("elementwise {t}x{d}"), 1e-6, move |kernels| {
+                let narrow = kernels.cast(&x, DType::BF16)?;
+                assert_eq!(narrow.dtype(), DType::BF16);
+                Ok(vec![
+                    kernels.silu_mul(&x, &y)?,
+                    kernels.add(&x, &y)?,
+                    kernels.add_bias(&x, &bias)?,
+                    kernels.scale(&x, -0.3)?,
+                    kernels.sigmoid_gate(&x, &gate)?,
+                    kernels.cast(&narrow, DType::F32)?,
+                    kernels.cast(&x, DType::F32)?,
+                ])
+            });
+        }
+        for (rows, width) in [(1, 1), (3, 7), (2, 64), (5, 1003)] {
+            let x = self.inputs.tensor(&[rows, width]);
+            self.add(format!("log_sum_exp {rows}x{width}"), 1e-6, move |kernels| {
+                let large = kernels.scale(&x, 40.0)?;
+                Ok(vec![kernels.log_sum_exp(&x)?, kernels.log_sum_exp(&large)?])
+            });
+        }
+    }
+
+    fn rows_and_routing(&mut self) {
+        for (t, r, d) in [(1, 1, 1), (5, 9, 7), (33, 12, 48)] {
+            let (base, x) = (self.inputs.tensor(&[t, d]), self.inputs.tensor(&[r, d]));
+            let (indices, weights) = (self.inputs.ids(r, t), self.inputs.tensor(&[r]));
+            self.add(format!("gather and scatter {t} {r}x{d}"), 1e-6, move |kernels| {
+                let shared = kernels.scatter_add_rows(base.clone(), &x, &indices, &weights)?;
+                let unique = kernels.scale(&base, 1.0)?;
+                let in_place = kernels.scatter_add_rows(unique, &x, &indices, &weights)?;
+                Ok(vec![kernels.gather_rows(&base, &indices)?, shared, in_place])
+            });
+        }
+        for (gate, renormalise) in [(Gate::Softmax, true), (Gate::Softmax, false), (Gate::Sigmoid, true)] {
+            for (t, x, top_k) in [(1, 1, 1), (7, 5, 2), (11, 64, 8), (3, 4, 4)] {
+                let logits = self.inputs.tensor(&[t, x]);
+                let options = RouterOptions { gate, top_k, renormalise, scale: 1.5 };
+                self.add(format!("route {gate:?} {renormalise} {t}x{x} top {top_k}"), 1e-6, move |kernels| {
+                    let routing = kernels.route(&logits, options)?;
+                    let ids: Vec<f32> =
+                        routing.experts.as_slice::<u32>().unwrap().iter().map(|&e| e as f32).collect();
+                    Ok(vec![Tensor::from_slice(&[t, top_k], &ids).unwrap(), routing.weights])
+                });
+            }
+        }
+        for dtype in WEIGHT_DTYPES {
+            let (t, d, f, count) = (10, 24, 18, 6);
+            let (x, logits) = (self.inputs.tensor(&[t, d]), self.inputs.tensor(&[t, count]));
+            let weights: Vec<[Tensor; 3]> = (0..count)
+                .map(|_| {
+                    [self.inputs.tensor(&[f, d]), self.inputs.tensor(&[f, d]), self.inputs.tensor(&[d, f])]
+                })
+                .collect();
+            let tolerance = if dtype == DType::BF16 { 5e-3 } else { 1e-5 };
+            self.add(format!("experts {dtype}"), tolerance, move |kernels| {
+                let options = RouterOptions { gate: Gate::Softmax, top_k: 2, renormalise: true, scale: 1.0 };
+                let routing = kernels.route(&logits, options)?;
+                let pack = |w: &Tensor| kernels.pack(w, dtype);
+                let experts: Vec<Expert> = weights
+                    .iter()
+                    .map(|[gate, up, down]| {
+                        Ok(Expert { gate: pack(gate)?, up: pack(up)?, down: pack(down)? })
+                    })
+                    .collect::<Result<_>>()?;
+                Ok(vec![kernels.experts(&x, &routing, &experts)?])
+            });
+        }
+    }
+
+    fn attention(&mut self) {
+        // (query heads, kv heads, head_dim), each with sequences of (new tokens, context).
+        let heads = [(1, 1, 2), (6, 2, 10), (4, 4, 16), (3, 1, 48), (8, 2, 128)];
+        let packed: [&[usize]; 4] = [&[1], &[5, 1, 64], &[63, 65], &[150]];
+        let paged: [&[(usize, usize)]; 4] =
+            [&[(1, 1)], &[(1, 200), (1, 64), (1, 65)], &[(7, 70), (33, 33)], &[(40, 129)]];
+        for dtype in WEIGHT_DTYPES {
+            for causal in [true, false] {
+                for (n, kv, h) in heads {
+                    for lens in packed {
+                        let t = lens.iter().sum();
+                        let q = self.inputs.tensor(&[t, n, h]);
+                        let (k, v) = (self.inputs.tensor(&[t, kv, h]), self.inputs.tensor(&[t, kv, h]));
+                        let spans = spans(&lens.iter().map(|&len| (len, len)).collect::<Vec<_>>(), causal);
+                        self.add(
+                            format!("attention packed {dtype} causal={causal} {n}/{kv}x{h} {lens:?}"),
+                            5e-6,
+                            {
+                                move |kernels| {
+                                    let (k, v) = (kernels.cast(&k, dtype)?, kernels.cast(&v, dtype)?);
+                                    let kv = KeyValues::Packed { k: &k, v: &v };
+                                    Ok(vec![kernels.attention(&q, kv, &spans, 0.7 / (h as f32).sqrt())?])
+                                }
+                            },
+                        );
+                    }
+                    for (sequences, block_size) in paged.iter().zip([1, 16, 5, 64]) {
+                        self.paged_attention(dtype, causal, (n, kv, h), sequences, block_size);
+                    }
+                }
+            }
+        }
+    }
+
+    fn paged_attention(
+        &mut self,
+        dtype: DType,
+        causal: bool,
+        (n, kv, h): (usize, usize, usize),
+        sequences: &[(usize, usize)],
+        block_size: usize,
+    ) {
+        let tokens: usize = sequences.iter().map(|s| s.0).sum();
+        let q = self.inputs.tensor(&[tokens, n, h]);
+        let keys: usize = sequences.iter().map(|s| s.1).sum();
+        let (k, v) = (self.inputs.tensor(&[keys, kv, h]), self.inputs.tensor(&[keys, kv, h]));
+        let used: Vec<usize> = sequences.iter().map(|s| s.1.div_ceil(block_size)).collect();
+        let entries = used.iter().max().unwrap() + 1;
+        let blocks = used.iter().sum::<usize>() + 3;
+        // Blocks are dealt from the end, one to each sequence in turn, so that no sequence's are in order.
+        let mut table = vec![u32::MAX; sequences.len() * entries];
+        let mut free = blocks as u32;
+        for entry in 0..entries {
+            for (s, &used) in used.iter().enumerate() {
+                if entry < used {
+                    free -= 1;
+                    table[s * entries + entry] = free;
+                }
+            }
+        }
+        let mut slots = Vec::new();
+        for (s, &(_, context)) in sequences.iter().enumerate() {
+            for p in 0..context {
+                let block = table[s * entries + p / block_size];
+                slots.push(block * block_size as u32 + (p % block_size) as u32);
+            }
+        }
+        let slots = Tensor::from_slice(&[slots.len()], &slots).unwrap();
+        let block_table = Tensor::from_slice(&[sequences.len(), entries], &table).unwrap();
+        let spans = spans(sequences, causal);
+        let name =
+            format!("attention paged {dtype} causal={causal} {n}/{kv}x{h} {sequences:?} by {block_size}");
+        self.add(name, 5e-6, move |kernels| {
+            let shape = [blocks, kv, block_size, h];
+            let (mut k_cache, mut v_cache) = (kernels.zeros(&shape, dtype)?, kernels.zeros(&shape, dtype)?);
+            kernels.write_kv(&k, &mut k_cache, &slots)?;
+            kernels.write_kv(&v, &mut v_cache, &slots)?;
+            let kv = KeyValues::Paged { k: &k_cache, v: &v_cache, block_table: &block_table };
+            Ok(vec![kernels.attention(&q, kv, &spans, 1.3 / (h as f32).sqrt())?])
+        });
+    }
+}
+
+fn spans(sequences: &[(usize, usize)], causal: bool) -> Spans {
+    let mut starts = vec![0u32];
+    starts.extend(sequences.iter().scan(0, |end, s| {
+        *end += s.0 as u32;
+        Some(*end)
+    }));
+    let contexts: Vec<u32> = sequences.iter().map(|s| s.1 as u32).collect();
+    Spans {
+        query_starts: Tensor::from_slice(&[starts.len()], &starts).unwrap(),
+        context_lens: Tensor::from_slice(&[contexts.len()], &contexts).unwrap(),
+        causal,
+    }
+}
+
+fn implementations() -> Vec<(String, Cpu)> {
+    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+        if !Isa::available().contains(&isa) {
+            println!("skipped: no {}", isa.name());
+        }
+    }
+    Isa::available()
+        .into_iter()
+        .flat_map(|isa| [1, 3].map(|threads| CpuOptions { isa: Some(isa), threads: Some(threads) }))
+        .map(Cpu::new)
+        .map(|cpu| (format!("{cpu:?}"), cpu))
+        .collect()
+}
+
+fn values(kernels: &dyn Kernels, tensors: Vec<Tensor>) -> Vec<Vec<f32>> {
+    tensors.iter().map(|tensor| kernels.download(tensor).unwrap().to_f32_vec().unwrap()).collect()
+}
+
+#[test]
+fn every_op_agrees_with_the_reference() {
+    let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let implementations = implementations();
+    for seed in [1, fresh] {
+        for case in cases(seed) {
+            let expected = values(&Reference, (case.run)(&Reference).unwrap());
+            for (name, kernels) in &implementations {
+                let got =
+                    (case.run)(kernels).unwrap_or_else(|error| panic!("{} on {name}: {error}", case.name));
+                for (i, (got, expected)) in values(kernels, got).iter().zip(&expected).enumerate() {
+                    assert_eq!(got.len(), expected.len(), "{} on {name}", case.name);
+                    let largest = expected.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
+                    for (j, (g, e)) in got.iter().zip(expected).enumerate() {
+                        assert!(
+                            (g - e).abs() <= case.tolerance * largest,
+                            "{} on {name}, seed {seed}: output {i}[{j}] is {g}, the reference says {e}",
+                            case.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Threads, and AVX2 or AVX-512, change nothing: to the bit.
+#[test]
+fn bits_do_not_depend_on_threads_or_vector_width() {
+    let fused: Vec<(String, Cpu)> =
+        implementations().into_iter().filter(|(_, cpu)| cpu.isa() != Isa::Portable).collect();
+    for case in cases(2) {
+        let mut bits = fused.iter().map(|(name, kernels)| {
+            let outputs = values(kernels, (case.run)(kernels).unwrap());
+            (name, outputs.iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>())
+        });
+        let Some((_, expected)) = bits.next() else { return println!("skipped: no AVX2") };
+        bits.for_each(|(name, got)| assert!(got == expected, "{} on {name}", case.name));
+    }
+}
+
+/// A row's product is the same to the bit whichever rows are beside it, at every count the blocks treat differently.
+#[test]
+fn products_do_not_depend_on_the_batch() {
+    let mut inputs = Inputs(3);
+    for dtype in WEIGHT_DTYPES {
+        for (n, k) in [(131, 77), (200, 4000)] {
+            let (x, w) = (inputs.tensor(&[61, k]), inputs.tensor(&[n, k]));
+            for (name, kernels) in implementations() {
+                let w = kernels.pack(&w, dtype).unwrap();
+                let all = kernels.linear(&x, &w).unwrap();
+                for count in [1, 2, 3, 4, 5, 11, 12, 13, 17, 60] {
+                    let some = kernels.linear(&x.slice_rows(61 - count..61).unwrap(), &w).unwrap();
+                    let expected = all.slice_rows(61 - count..61).unwrap();
+                    assert!(some.as_bytes() == expected.as_bytes(), "{name} {dtype} {count} rows of {n}x{k}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_pack_from_every_float_dtype() {
+    let values = [0.5f32, -1.25, 3.0, 0.0, 2.0, -8.0];
+    let x = Tensor::from_slice(&[1, 3], &[1.0f32, 2.0, 4.0]).unwrap();
+    let f16: Vec<_> = values.iter().map(|&x| kanana_tensor::f16::from_f32(x)).collect();
+    let bf16: Vec<_> = values.iter().map(|&x| kanana_tensor::bf16::from_f32(x)).collect();
+    let sources = [
+        Tensor::from_slice(&[2, 3], &values).unwrap(),
+        Tensor::from_slice(&[2, 3], &f16).unwrap(),
+        Tensor::from_slice(&[2, 3], &bf16).unwrap(),
+    ];
+    for source in &sources {
+        for dtype in WEIGHT_DTYPES {
+            let kernels = Cpu::default();
+            let w = kernels.pack(source, dtype).unwrap();
+            assert_eq!((w.out_features(), w.in_features(), w.dtype()), (2, 3, dtype));
+            assert_eq!(kernels.linear(&x, &w).unwrap().to_f32_vec().unwrap(), [10.0, -28.0]);
+        }
+    }
+}
+
+#[test]
+fn not_a_number_stays_one() {
+    let nan = Tensor::from_slice(&[1, 20], &[f32::NAN; 20]).unwrap();
+    let ones = Tensor::from_slice(&[2, 20], &[1f32; 40]).unwrap();
+    for (name, kernels) in implementations() {
+        for dtype in WEIGHT_DTYPES {
+            let y = kernels.linear(&nan, &kernels.pack(&ones, dtype).unwrap()).unwrap();
+            assert!(y.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} linear {dtype}");
+        }
+        let silu = kernels.silu_mul(&nan, &nan).unwrap();
+        assert!(silu.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} silu_mul");
+        assert!(kernels.log_sum_exp(&nan).unwrap().to_f32_vec().unwrap()[0].is_nan(), "{name} log_sum_exp");
+        let (q, packed) = (nan.reshape(&[1, 1, 20]).unwrap(), ones.slice_rows(0..1).unwrap());
+        let (k, v) = (packed.reshape(&[1, 1, 20]).unwrap(), packed.reshape(&[1, 1, 20]).unwrap());
+        let kv = KeyValues::Packed { k: &k, v: &v };
+        let y = kernels.attention(&q, kv, &spans(&[(1, 1)], true), 1.0).unwrap();
+        assert!(y.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} attention");
+    }
+}
