@@ -1,0 +1,26 @@
+//! Bytes to named tensors and back: Hugging Face folders of safetensors files.
+//!
+//! [`Checkpoint`] reads a folder through memory maps and never trusts it: every offset is checked before a tensor is
+//! handed out. [`save`] writes one, streaming and atomically. It refuses to know architectures, text, and formats that
+//! run code when they are loaded (pickle). Tests: `cargo test -p kanana-checkpoint`.
+//!
+//! Out of scope: a file that somebody truncates or rewrites in place while it is mapped. The operating system answers
+//! a read beyond the new end with SIGBUS, and no check made at opening time can prevent that. Replacing a file by
+//! renaming another over it, as [`save`] and the Hub's tools do, is safe: the map keeps the old one.
+#![allow(unsafe_code)]
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "safetensors are little-endian, and tensors are mapped as they are: big-endian machines need a port"
+);
+
+mod checkpoint;
+mod error;
+mod header;
+mod index;
+mod save;
+
+pub use checkpoint::{Checkpoint, TensorInfo};
+pub use error::{CheckpointError, Result};
+pub use header::{Entry, Header, MAX_HEADER_BYTES, parse_header};
+pub use save::{SaveOptions, TensorSpec, save};
