@@ -1,0 +1,147 @@
+//! From named tensors, of a checkpoint or random, to weights laid out for a machine.
+
+use std::cell::Cell;
+
+use kanana_checkpoint::Checkpoint;
+use kanana_kernels::{Kernels, Weight};
+use kanana_tensor::{DType, Tensor, bf16};
+
+use crate::linear::Linear;
+use crate::{ModelError, Result};
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Stored weights, and keys and values without a cache: f32 or bf16.
+    pub dtype: DType,
+    /// Positions the rotary table covers: the longest sequence that will be run, in tokens.
+    pub max_positions: usize,
+}
+
+/// Where tensors come from.
+pub(crate) trait Source {
+    /// The tensor of that name, which must have that shape.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
+    /// Says that the tensor has been copied and its pages may go.
+    fn release(&self, name: &str);
+}
+
+impl Source for Checkpoint {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if self.get(name).is_none() {
+            return Err(ModelError::MissingTensor { tensor: name.to_owned() });
+        }
+        let tensor = Checkpoint::tensor(self, name)?;
+        if tensor.shape() != shape {
+            let (expected, got) = (shape.to_vec(), tensor.shape().to_vec());
+            return Err(ModelError::ShapeMismatch { tensor: name.to_owned(), expected, got });
+        }
+        match tensor.dtype() {
+            DType::F32 | DType::F16 | DType::BF16 => Ok(tensor),
+            got => Err(ModelError::WeightDType { tensor: name.to_owned(), got }),
+        }
+    }
+
+    fn release(&self, name: &str) {
+        Checkpoint::release(self, name);
+    }
+}
+
+/// Weights drawn from a seed: uniform, with the variance 1/K that keeps activations of order one; norms near one.
+pub(crate) struct Random {
+    pub(crate) seed: u64,
+    pub(crate) dtype: DType,
+}
+
+impl Source for Random {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        // A tensor's values follow from its name, so that the order of loading does not matter. (FNV-1a.)
+        let name_hash = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        let mut state = self.seed ^ name_hash;
+        let (centre, reach) = match shape {
+            [_, inputs] => (0.0, (3.0 / *inputs as f32).sqrt()),
+            _ if name.contains("norm") => (1.0, 0.25),
+            _ => (0.0, 0.25),
+        };
+        // Four values from each 64-bit number of a SplitMix64 sequence.
+        let mut values = std::iter::repeat_with(move || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (z ^ (z >> 31)).to_le_bytes()
+        })
+        .flat_map(|bytes| [0, 2, 4, 6].map(|i| i16::from_le_bytes([bytes[i], bytes[i + 1]])))
+        .map(|x| centre + reach * f32::from(x) / 32768.0);
+        let mut next = || values.next().expect("the sequence has no end: this is a bug");
+        let dtype = if shape.len() == 2 { self.dtype } else { DType::F32 };
+        let mut tensor = Tensor::zeros(shape, dtype);
+        match dtype {
+            DType::BF16 => {
+                tensor.as_mut_slice::<bf16>()?.iter_mut().for_each(|x| *x = bf16::from_f32(next()))
+            }
+            _ => tensor.as_mut_slice::<f32>()?.iter_mut().for_each(|x| *x = next()),
+        }
+        Ok(tensor)
+    }
+
+    fn release(&self, _name: &str) {}
+}
+
+/// Reads tensors and lays them out, one at a time, so that a model is never in memory twice.
+pub(crate) struct Loader<'a> {
+    kernels: &'a dyn Kernels,
+    source: &'a dyn Source,
+    dtype: DType,
+    /// Called with the parameters loaded so far.
+    progress: &'a dyn Fn(u64),
+    loaded: Cell<u64>,
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(
+        kernels: &'a dyn Kernels,
+        source: &'a dyn Source,
+        dtype: DType,
+        progress: &'a dyn Fn(u64),
+    ) -> Self {
+        Loader { kernels, source, dtype, progress, loaded: Cell::new(0) }
+    }
+
+    pub(crate) fn kernels(&self) -> &'a dyn Kernels {
+        self.kernels
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// A matrix in the layout of the machine.
+    pub(crate) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        let weight = self.kernels.pack(&self.source.tensor(name, &shape)?, self.dtype)?;
+        self.done(name, shape.iter().product());
+        Ok(weight)
+    }
+
+    /// A norm's weight or a bias, in f32.
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
+        let values = self.source.tensor(name, &[len])?.to_f32_vec()?;
+        self.done(name, len);
+        Ok(self.kernels.upload(&Tensor::from_slice(&[len], &values)?)?)
+    }
+
+    /// `{prefix}.weight` and, when asked for, `{prefix}.bias`.
+    pub(crate) fn linear(&self, prefix: &str, shape: [usize; 2], bias: bool) -> Result<Linear> {
+        Ok(Linear {
+            weight: self.matrix(&format!("{prefix}.weight"), shape)?,
+            bias: if bias { Some(self.vector(&format!("{prefix}.bias"), shape[0])?) } else { None },
+        })
+    }
+
+    fn done(&self, name: &str, parameters: usize) {
+        self.source.release(name);
+        self.loaded.set(self.loaded.get() + parameters as u64);
+        (self.progress)(self.loaded.get());
+    }
+}
