@@ -1,0 +1,218 @@
+//! The loop: schedule, run, accept.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use kanana_kernels::Kernels;
+use kanana_model::{KvCache, Transformer};
+use kanana_tensor::DType;
+use serde::{Deserialize, Serialize};
+
+use crate::request::check_token;
+use crate::runner::Runner;
+use crate::scheduler::{Limits, Scheduler};
+use crate::sequence::{Prediction, Resolved, Sequence};
+use crate::{EngineError, Request, Result, SequenceId, StepOutput};
+
+/// How much memory and how much work at once.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Blocks of the KV cache; [`KvCache::bytes_per_block`] says what one costs.
+    pub num_blocks: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Tokens in one step, of all sequences together: longer prompts are cut.
+    pub max_batched_tokens: usize,
+    /// Sequences that run at once; more of them wait.
+    pub max_sequences: usize,
+    /// Tokens of one sequence, prompt and generated; no more than the model was loaded for.
+    pub max_context: usize,
+    /// Reuse the keys and values of a prefix that was computed before.
+    pub prefix_cache: bool,
+    /// How keys and values are stored: f32 or bf16.
+    pub kv_dtype: DType,
+}
+
+impl EngineOptions {
+    /// The usual block size, token budget and number of sequences, with the blocks that one sequence of `max_context`
+    /// tokens fills.
+    pub fn for_context(max_context: usize, kv_dtype: DType) -> Self {
+        EngineOptions {
+            num_blocks: max_context.div_ceil(16),
+            block_size: 16,
+            max_batched_tokens: 512,
+            max_sequences: 64,
+            max_context,
+            prefix_cache: true,
+            kv_dtype,
+        }
+    }
+
+    fn validate(&self, max_positions: usize) -> Result<()> {
+        let refuse = |field, got: usize, expected: String| {
+            Err(EngineError::Parameter { field, got: got.to_string(), expected })
+        };
+        let fields = [
+            ("num_blocks", self.num_blocks),
+            ("block_size", self.block_size),
+            ("max_batched_tokens", self.max_batched_tokens),
+            ("max_sequences", self.max_sequences),
+            ("max_context", self.max_context),
+        ];
+        if let Some((field, zero)) = fields.into_iter().find(|&(_, value)| value == 0) {
+            return refuse(field, zero, "at least 1".to_owned());
+        }
+        if self.max_context > max_positions {
+            let expected =
+                format!("no more than the {max_positions} positions that the model was loaded for");
+            return refuse("max_context", self.max_context, expected);
+        }
+        Ok(())
+    }
+}
+
+/// Where the engine stands, and what it did since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Sequences that hold blocks.
+    pub running: usize,
+    /// Sequences that wait for a place.
+    pub waiting: usize,
+    /// Blocks of the KV cache.
+    pub num_blocks: usize,
+    /// Blocks that no sequence holds; their contents may still be found by the prefix cache.
+    pub free_blocks: usize,
+    /// Tokens of all sequences that were given a place.
+    pub looked_up_tokens: u64,
+    /// How many of those were in the prefix cache.
+    pub cached_tokens: u64,
+    /// How often a sequence had to give up its blocks.
+    pub preemptions: u64,
+}
+
+/// Runs many sequences at once on one model.
+pub struct Engine {
+    scheduler: Scheduler,
+    runner: Runner,
+    options: EngineOptions,
+    vocab_size: usize,
+    eos_token_ids: Vec<u32>,
+    next_id: u64,
+}
+
+impl Engine {
+    /// An engine without sequences.
+    ///
+    /// Errors: [`EngineError::Parameter`] naming an option; [`EngineError::Model`] where the cache cannot be made.
+    /// Cost: allocates the whole KV cache.
+    pub fn new(model: Arc<Transformer>, kernels: Arc<dyn Kernels>, options: EngineOptions) -> Result<Self> {
+        options.validate(model.max_positions())?;
+        let EngineOptions { num_blocks, block_size, kv_dtype, .. } = options;
+        let cache = KvCache::new(&*kernels, &model.config, num_blocks, block_size, kv_dtype)?;
+        let limits = Limits {
+            block_size,
+            max_batched_tokens: options.max_batched_tokens,
+            max_sequences: options.max_sequences,
+            prefix_cache: options.prefix_cache,
+        };
+        Ok(Engine {
+            scheduler: Scheduler::new(num_blocks, limits),
+            options,
+            vocab_size: model.config.vocab_size,
+            eos_token_ids: model.config.eos_token_ids.clone(),
+            runner: Runner::new(model, kernels, cache),
+            next_id: 0,
+        })
+    }
+
+    /// Queues a request, which then gets its tokens from [`Engine::step`].
+    ///
+    /// Errors: [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenOutOfRange`],
+    /// [`EngineError::KvMemory`] when it could never run, [`EngineError::Parameter`] naming a sampling parameter.
+    pub fn add(&mut self, request: Request) -> Result<SequenceId> {
+        if request.prompt.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        request.prompt.iter().try_for_each(|&token| check_token("prompt", token, self.vocab_size))?;
+        request.params.validate(self.vocab_size)?;
+        let resolved = Resolved {
+            seed: request.params.seed.unwrap_or_else(fresh_seed),
+            max_tokens: self.max_tokens(request.prompt.len(), request.params.max_tokens)?,
+            eos_token_ids: self.eos_token_ids.clone(),
+        };
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        self.scheduler.add(Sequence::new(id, request, resolved));
+        Ok(id)
+    }
+
+    /// Computes the next tokens of as many sequences as the budget allows, and says what each got; sequences whose
+    /// prompt is not through yet get nothing. Empty when there is nothing to do.
+    ///
+    /// Errors: a failure of the machine below, after which no sequence has moved.
+    /// Cost: one forward pass over at most `max_batched_tokens` tokens.
+    pub fn step(&mut self) -> Result<Vec<StepOutput>> {
+        let chunks = self.scheduler.schedule();
+        if chunks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let predictions = self.runner.run(&chunks, self.scheduler.running())?;
+        self.scheduler.mark_computed(&chunks);
+        let sequences = self.scheduler.running_mut();
+        let accept = |(index, prediction): (usize, Prediction)| sequences[index].accept(prediction);
+        let outputs = predictions.into_iter().filter_map(accept).collect();
+        self.scheduler.retire();
+        Ok(outputs)
+    }
+
+    /// Drops a sequence and frees its blocks at once; it gets no further output. False when it has ended already.
+    pub fn cancel(&mut self, id: SequenceId) -> bool {
+        self.scheduler.cancel(id)
+    }
+
+    /// Whether no sequence is left.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// Where the engine stands.
+    pub fn stats(&self) -> Stats {
+        self.scheduler.stats()
+    }
+
+    /// How many tokens a request may generate: what it asks for, as far as the context goes; and as far as the cache
+    /// goes where it does not ask.
+    fn max_tokens(&self, prompt: usize, asked: Option<usize>) -> Result<usize> {
+        let EngineOptions { num_blocks, block_size, max_context, .. } = self.options;
+        let generated = asked.map_or(1, |asked| asked.min(1));
+        if prompt + generated > max_context {
+            return Err(EngineError::PromptTooLong { prompt, generated, context: max_context });
+        }
+        // The last token is handed out and never computed, so it needs no place in the cache.
+        let cache_room = (num_blocks * block_size + 1).saturating_sub(prompt);
+        let max_tokens = asked.unwrap_or(cache_room.max(1)).min(max_context - prompt);
+        let needed = (prompt + max_tokens.saturating_sub(1)).div_ceil(block_size);
+        match needed <= num_blocks {
+            true => Ok(max_tokens),
+            false => Err(EngineError::KvMemory { needed, num_blocks, block_size }),
+        }
+    }
+}
+
+/// A seed that no one chose: the standard library's source of random hash keys.
+fn fresh_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Servers keep the engine on a thread of its own.
+    #[test]
+    fn the_engine_can_move_to_another_thread() {
+        fn check<T: Send>() {}
+        check::<Engine>();
+    }
+}

@@ -1,0 +1,229 @@
+//! Which tokens run in the next step.
+//!
+//! There is no prefill phase and no decode phase: every sequence has some tokens and some of them computed, and each step
+//! lets the computed ones catch up, oldest sequence first, under one budget of tokens. A prompt that does not fit
+//! the budget is cut into chunks; a sequence that generates is one whose computed tokens lag by one.
+//!
+//! `running` and then `waiting` are always in the order of arrival. When blocks run out, the youngest running sequence
+//! gives up its own and waits, to be recomputed; so the oldest always goes on, and every sequence becomes the oldest.
+//!
+//! It knows no model: blocks are numbers here, and predictions come from outside. Tests: `cargo test -p kanana-engine
+//! scheduler`.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::block_pool::{BlockId, BlockPool, PrefixId};
+use crate::sequence::Sequence;
+use crate::{SequenceId, Stats};
+
+/// What may run at once.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub block_size: usize,
+    pub max_batched_tokens: usize,
+    pub max_sequences: usize,
+    pub prefix_cache: bool,
+}
+
+/// Positions of one sequence to compute in a step.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Chunk {
+    /// Index into [`Scheduler::running`].
+    pub sequence: usize,
+    pub positions: Range<usize>,
+}
+
+pub(crate) struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    running: Vec<Sequence>,
+    waiting: VecDeque<Sequence>,
+    preemptions: u64,
+    looked_up_tokens: u64,
+    cached_tokens: u64,
+}
+
+impl Scheduler {
+    pub(crate) fn new(num_blocks: usize, limits: Limits) -> Self {
+        Scheduler {
+            limits,
+            pool: BlockPool::new(num_blocks),
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            preemptions: 0,
+            looked_up_tokens: 0,
+            cached_tokens: 0,
+        }
+    }
+
+    /// Queues a sequence, which must fit the pool when it is alone.
+    pub(crate) fn add(&mut self, sequence: Sequence) {
+        self.waiting.push_back(sequence);
+    }
+
+    /// Chooses the tokens of the next step and sees that their blocks are there.
+    pub(crate) fn schedule(&mut self) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        let mut budget = self.limits.max_batched_tokens;
+        while budget > 0 && chunks.len() < self.running.len() {
+            match self.reserve(chunks.len()) {
+                true => chunks.push(self.chunk(chunks.len(), &mut budget)),
+                false => self.preempt_youngest(), // perhaps the one that asked, which ends the loop
+            }
+        }
+        while budget > 0 && self.admit() {
+            chunks.push(self.chunk(chunks.len(), &mut budget));
+        }
+        chunks
+    }
+
+    /// The running sequences, in the order of arrival: what [`Chunk::sequence`] points into until [`Self::retire`].
+    pub(crate) fn running(&self) -> &[Sequence] {
+        &self.running
+    }
+
+    pub(crate) fn running_mut(&mut self) -> &mut [Sequence] {
+        &mut self.running
+    }
+
+    /// Notes that the chunks' keys and values are in the cache, and makes the blocks they filled findable.
+    pub(crate) fn mark_computed(&mut self, chunks: &[Chunk]) {
+        let block_size = self.limits.block_size;
+        for chunk in chunks {
+            let sequence = &mut self.running[chunk.sequence];
+            sequence.computed = chunk.positions.end;
+            while self.limits.prefix_cache && (sequence.published + 1) * block_size <= sequence.computed {
+                let n = sequence.published;
+                let tokens = &sequence.tokens[n * block_size..(n + 1) * block_size];
+                (sequence.block_table[n], sequence.prefix) =
+                    self.pool.publish(sequence.block_table[n], sequence.prefix, tokens);
+                sequence.published += 1;
+            }
+        }
+    }
+
+    /// Lets finished sequences go, and their blocks.
+    pub(crate) fn retire(&mut self) {
+        let (finished, running): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.running).into_iter().partition(|sequence| sequence.finished.is_some());
+        self.running = running;
+        finished.into_iter().for_each(|mut sequence| self.release(&mut sequence));
+    }
+
+    /// Forgets a sequence and frees its blocks; false when there is none of that name.
+    pub(crate) fn cancel(&mut self, id: SequenceId) -> bool {
+        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
+            let mut sequence = self.running.remove(index);
+            self.release(&mut sequence);
+            return true;
+        }
+        let before = self.waiting.len();
+        self.waiting.retain(|sequence| sequence.id != id);
+        self.waiting.len() < before
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            num_blocks: self.pool.num_blocks(),
+            free_blocks: self.pool.num_free(),
+            looked_up_tokens: self.looked_up_tokens,
+            cached_tokens: self.cached_tokens,
+            preemptions: self.preemptions,
+        }
+    }
+
+    /// The next positions of a running sequence, as far as the budget goes.
+    fn chunk(&self, sequence: usize, budget: &mut usize) -> Chunk {
+        let Sequence { computed, ref tokens, .. } = self.running[sequence];
+        let end = tokens.len().min(computed + *budget);
+        *budget -= end - computed;
+        Chunk { sequence, positions: computed..end }
+    }
+
+    /// Gives a running sequence the blocks for all of its tokens; false when there are too few.
+    fn reserve(&mut self, index: usize) -> bool {
+        let sequence = &mut self.running[index];
+        while sequence.block_table.len() < sequence.tokens.len().div_ceil(self.limits.block_size) {
+            let Some(block) = self.pool.allocate() else { return false };
+            sequence.block_table.push(block);
+        }
+        true
+    }
+
+    fn preempt_youngest(&mut self) {
+        let mut sequence = self.running.pop().expect("preempted with nobody running: this is a bug");
+        tracing::debug!(
+            sequence = sequence.id.0,
+            tokens = sequence.computed,
+            "preempted: the KV cache is full"
+        );
+        self.release(&mut sequence);
+        self.waiting.push_front(sequence);
+        self.preemptions += 1;
+    }
+
+    /// Moves the sequence that has waited longest to the running ones, with the blocks for all of its tokens, those
+    /// of a known prefix computed already; false when there is none or no room for it.
+    fn admit(&mut self) -> bool {
+        if self.running.len() == self.limits.max_sequences {
+            return false;
+        }
+        let Some(sequence) = self.waiting.front() else { return false };
+        let block_size = self.limits.block_size;
+        let cached = self.cached_prefix(sequence);
+        let fresh = sequence.tokens.len().div_ceil(block_size) - cached.len();
+        let revived = cached.iter().filter(|(block, _)| self.pool.is_free(*block)).count();
+        if fresh + revived > self.pool.num_free() {
+            return false;
+        }
+        let mut sequence = self.waiting.pop_front().expect("the front was just seen: this is a bug");
+        for &(block, prefix) in &cached {
+            self.pool.share(block);
+            sequence.block_table.push(block);
+            sequence.prefix = prefix;
+        }
+        sequence.published = cached.len();
+        sequence.computed = cached.len() * block_size;
+        self.looked_up_tokens += sequence.tokens.len() as u64;
+        self.cached_tokens += sequence.computed as u64;
+        self.running.push(sequence);
+        let reserved = self.reserve(self.running.len() - 1);
+        debug_assert!(reserved, "the blocks were counted before");
+        true
+    }
+
+    /// The published blocks that a sequence's tokens begin with, up to the first position whose logits are wanted: that
+    /// one has to be computed, known or not.
+    fn cached_prefix(&self, sequence: &Sequence) -> Vec<(BlockId, PrefixId)> {
+        let mut cached = Vec::new();
+        if !self.limits.prefix_cache {
+            return cached;
+        }
+        let mut parent = PrefixId::ROOT;
+        for tokens in sequence.tokens[..sequence.next_row].chunks_exact(self.limits.block_size) {
+            let Some((block, prefix)) = self.pool.find(parent, tokens) else { break };
+            cached.push((block, prefix));
+            parent = prefix;
+        }
+        cached
+    }
+
+    /// Takes a sequence's blocks back, last first; none of its tokens are computed then.
+    fn release(&mut self, sequence: &mut Sequence) {
+        sequence.block_table.drain(..).rev().for_each(|block| self.pool.release(block));
+        sequence.computed = 0;
+        sequence.published = 0;
+        sequence.prefix = PrefixId::ROOT;
+    }
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! Small random models and the means to run them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
+use kanana_engine::{Engine, EngineOptions, FinishReason, Logprobs, Request, SequenceId};
+use kanana_kernels::{Cpu, CpuOptions, Kernels};
+use kanana_model::{Config, LoadOptions, Transformer, expected_tensors};
+use kanana_tensor::{DType, Tensor};
+
+/// One model on one machine, with keys and values stored in one way.
+pub struct World {
+    pub name: &'static str,
+    pub model: Arc<Transformer>,
+    pub kernels: Arc<dyn Kernels>,
+    pub kv_dtype: DType,
+}
+
+/// The token that [`World::poisoned`] cannot bear.
+pub const POISON: u32 = 7;
+
+const MAX_CONTEXT: usize = 96;
+
+const LLAMA: &str = r#"{"model_type": "llama", "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 12, "intermediate_size": 52, "vocab_size": 61, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 128, "rope_theta": 10000.0, "tie_word_embeddings": false, "hidden_act": "silu",
+    "bos_token_id": 1, "eos_token_id": 2}"#;
+
+const MIXTURE: &str = r#"{"model_type": "mixtral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 24, "vocab_size": 61, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 128, "rope_theta": 10000.0, "tie_word_embeddings": false, "hidden_act": "silu",
+    "num_local_experts": 5, "num_experts_per_tok": 2, "bos_token_id": 1, "eos_token_id": 2}"#;
+
+fn world(name: &'static str, config: &str, weights: DType, kv_dtype: DType) -> World {
+    let kernels: Arc<dyn Kernels> =
+        Arc::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }));
+    let config = Config::from_json_str(config, name).unwrap();
+    let model = Transformer::random(&config, &*kernels, &load_options(weights), 11).unwrap();
+    World { name, model: Arc::new(model), kernels, kv_dtype }
+}
+
+fn cpu(threads: usize) -> Arc<dyn Kernels> {
+    Arc::new(Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }))
+}
+
+fn load_options(dtype: DType) -> LoadOptions {
+    LoadOptions { dtype, max_positions: MAX_CONTEXT }
+}
+
+/// Dense in f32, dense in bf16, and a mixture of experts.
+pub fn worlds() -> Vec<World> {
+    vec![
+        world("llama f32", LLAMA, DType::F32, DType::F32),
+        world("llama bf16", LLAMA, DType::BF16, DType::BF16),
+        world("mixture f32", MIXTURE, DType::F32, DType::F32),
+    ]
+}
+
+/// `n` token ids that look random, none of them a special one.
+pub fn prompt(seed: u64, n: usize) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        8 + (state >> 33) as u32 % 53
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+impl World {
+    /// Room for everything that the tests ask for at once.
+    pub fn options(&self) -> EngineOptions {
+        EngineOptions { num_blocks: 64, ..EngineOptions::for_context(MAX_CONTEXT, self.kv_dtype) }
+    }
+
+    /// The same model on that many threads.
+    pub fn with_threads(&self, threads: usize) -> World {
+        World { model: self.model.clone(), kernels: cpu(threads), ..*self }
+    }
+
+    /// A model of the same shape that has NaN for the embedding of [`POISON`], loaded from a damaged checkpoint.
+    pub fn poisoned(self) -> World {
+        let config = &self.model.config;
+        let spec = |(name, shape)| TensorSpec { name, shape, dtype: DType::F32 };
+        let specs: Vec<TensorSpec> = expected_tensors(config).into_iter().map(spec).collect();
+        let fetch = |name: &str| {
+            let spec = specs.iter().find(|spec| spec.name == name).unwrap();
+            let mut values: Vec<f32> = prompt(name.len() as u64, spec.shape.iter().product())
+                .into_iter()
+                .map(|id| (id as f32 - 34.0) / 60.0)
+                .collect();
+            if name == "model.embed_tokens.weight" {
+                values[POISON as usize * spec.shape[1]..][..spec.shape[1]].fill(f32::NAN);
+            }
+            Ok::<_, CheckpointError>(Tensor::from_slice(&spec.shape, &values).unwrap())
+        };
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), &specs, fetch, &SaveOptions::default()).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let model =
+            Transformer::load(&checkpoint, config, &*self.kernels, &load_options(DType::F32)).unwrap();
+        World { model: Arc::new(model), ..self }
+    }
+
+    pub fn engine(&self, options: EngineOptions) -> Running {
+        let engine = Engine::new(self.model.clone(), self.kernels.clone(), options).unwrap();
+        Running { engine, answers: BTreeMap::new() }
+    }
+}
+
+/// All that a sequence got.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<Logprobs>,
+    pub prompt_logprobs: Option<Vec<Option<Logprobs>>>,
+    pub finished: Option<FinishReason>,
+}
+
+/// An engine and what it has said.
+pub struct Running {
+    pub engine: Engine,
+    pub answers: BTreeMap<SequenceId, Answer>,
+}
+
+impl Running {
+    pub fn step(&mut self) {
+        for output in self.engine.step().unwrap() {
+            let answer = self.answers.entry(output.id).or_default();
+            assert_eq!(answer.finished, None, "an output after the last one");
+            answer.tokens.extend(output.token);
+            answer.logprobs.extend(output.logprobs);
+            answer.prompt_logprobs = answer.prompt_logprobs.take().or(output.prompt_logprobs);
+            answer.finished = output.finished;
+        }
+    }
+
+    /// Steps until nothing is left, which must come, and leave no block behind.
+    pub fn finish(&mut self) {
+        for _ in 0..5_000 {
+            if self.engine.is_idle() {
+                let stats = self.engine.stats();
+                assert_eq!((stats.running, stats.waiting, stats.free_blocks), (0, 0, stats.num_blocks));
+                return;
+            }
+            self.step();
+        }
+        panic!("not finished after 5,000 steps: {:?}", self.engine.stats());
+    }
+
+    pub fn answers(&mut self, requests: Vec<Request>) -> Vec<Answer> {
+        let ids: Vec<_> = requests.into_iter().map(|request| self.engine.add(request).unwrap()).collect();
+        self.finish();
+        ids.into_iter().map(|id| self.answers.remove(&id).unwrap()).collect()
+    }
+
+    pub fn answer(&mut self, request: Request) -> Answer {
+        self.answers(vec![request]).remove(0)
+    }
+}
