@@ -323,7 +323,7 @@ fn spans(sequences: &[(usize, usize)], causal: bool) -> Spans {
 }
 
 fn implementations() -> Vec<(String, Cpu)> {
-    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
         if !Isa::available().contains(&isa) {
             println!("skipped: no {}", isa.name());
         }

@@ -23,6 +23,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same, and the matrix unit for bf16 products.
+    Amx,
 }
 
 impl Isa {
@@ -40,6 +42,9 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl");
                 if avx512 {
                     sets.push(Isa::Avx512);
+                    if super::amx::available() {
+                        sets.push(Isa::Amx);
+                    }
                 }
             }
         }
@@ -51,12 +56,13 @@ impl Isa {
         Self::available().last().copied().unwrap_or(Isa::Portable)
     }
 
-    /// The name in reports: `avx512`, `avx2`, `portable`.
+    /// The name in reports: `amx`, `avx512`, `avx2`, `portable`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 }
@@ -82,7 +88,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         }
         match isa {
             // SAFETY: `Cpu` takes its instruction set from `Isa::available` only.
-            Isa::Avx512 => return unsafe { avx512(kernel) },
+            Isa::Avx512 | Isa::Amx => return unsafe { avx512(kernel) },
             // SAFETY: as above.
             Isa::Avx2 => return unsafe { avx2(kernel) },
             Isa::Portable => {}

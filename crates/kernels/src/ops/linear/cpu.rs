@@ -20,6 +20,10 @@ const CACHED_ROWS: usize = 1 << 20;
 /// Bytes ahead of the reader that are asked for.
 const PREFETCH: usize = 2048;
 
+/// Rows from which the matrix unit is faster, where there is one.
+#[cfg(target_arch = "x86_64")]
+const MATRIX_ROWS: usize = 2;
+
 /// What every product needs of the machine.
 #[derive(Clone, Copy)]
 pub(crate) struct Machine<'a> {
@@ -30,6 +34,11 @@ pub(crate) struct Machine<'a> {
 
 /// The product of one input with several weights, all panels of all of them shared out at once.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
+    #[cfg(target_arch = "x86_64")]
+    if machine.isa == Isa::Amx && x.rows() >= MATRIX_ROWS && weights.iter().all(|w| w.dtype() == DType::BF16)
+    {
+        return super::amx::linears(machine, x, weights);
+    }
     let mut tokens = 0;
     for w in weights {
         tokens = check_linear(x, w)?;

@@ -1,5 +1,7 @@
 //! Products with weight matrices, and the layouts weights are kept in. Contract: [`crate::Kernels::linear`].
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod cpu;
 pub(crate) mod pack;
 pub(crate) mod reference;

@@ -1,0 +1,245 @@
+//! `x · wᵀ` in bf16 on the matrix unit (AMX): 16 rows by 16 outputs by 32 inputs to an instruction.
+//!
+//! A weight tile is exactly what [`super::Layout::Panels`] stores; a tile of `x` is 16 rows of 32 rounded values. Two by
+//! two tiles of sums stay in registers over a stretch of inputs whose weights fit in the first-level cache, while a
+//! block of rows over that stretch stays in the second-level cache and meets a group of panels. (Goto and van de Geijn
+//! 2008, one level fewer because the weights are already packed.)
+//!
+//! `tdpbf16ps` adds the even and the odd products of a tile apart and then together (Intel SDM), and stretches are
+//! summed in the order of k: the order of the vector kernel, so a row has the same bits from either. (But for
+//! denormal numbers, which the matrix unit takes for zero.)
+
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+
+use kanana_tensor::{DType, Tensor, bf16};
+
+use super::cpu::{Machine, bf16_rounded};
+use super::pack::{PANEL, TILE_K, panel_len};
+use super::{Layout, Weight, check_linear};
+use crate::Result;
+use crate::ops::check;
+use crate::runtime::amx::Tiles;
+use crate::runtime::simd::{Kernel, Lanes, dispatch};
+use crate::runtime::threads::SharedMut;
+
+/// Rows of a tile of `x`.
+const TILE_ROWS: usize = 16;
+/// Elements of a tile of `x` or of weights: 1 KiB.
+const TILE: usize = TILE_ROWS * TILE_K;
+/// Sums of a tile.
+const SUMS: usize = TILE_ROWS * PANEL;
+/// Tiles along k whose two columns of weights stay in the first-level cache: 32 KiB.
+const STRETCH: usize = 16;
+/// Rows of `x` in a task, in pairs of tiles: over a stretch, 512 KiB of the second-level cache.
+const PAIRS: usize = 16;
+/// Panels in a task, at most: with [`PAIRS`], 256 KiB of sums.
+const PANELS: usize = 8;
+
+/// Sums of 32 rows by 32 outputs: tiles in the order (rows 0, outputs 0), (0, 1), (1, 0), (1, 1).
+type Square = [[f32; SUMS]; 4];
+
+/// Adds two row tiles by two weight columns over some tiles along k.
+///
+/// Each of the four slices holds `tiles` tiles of 1 KiB, one after another.
+#[inline]
+fn multiply(_: &Tiles, sums: &mut Square, rows: [&[bf16]; 2], weights: [&[bf16]; 2]) {
+    let tiles = rows[0].len() / TILE;
+    assert!([rows[0], rows[1], weights[0], weights[1]].iter().all(|s| s.len() == tiles * TILE) && tiles > 0);
+    // SAFETY: the tile registers are set up (`Tiles`); every load reads 1 KiB inside of a slice checked above, every
+    // store writes 1 KiB of `sums`.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{sums} + {stride}]",
+            "tileloadd tmm1, [{sums} + {stride} + 1024]",
+            "tileloadd tmm2, [{sums} + {stride} + 2048]",
+            "tileloadd tmm3, [{sums} + {stride} + 3072]",
+            "2:",
+            "tileloadd tmm4, [{a0} + {stride}]",
+            "tileloadd tmm6, [{b0} + {stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {stride}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a1} + {stride}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a0}, 1024",
+            "add {a1}, 1024",
+            "add {b0}, 1024",
+            "add {b1}, 1024",
+            "dec {tiles}",
+            "jnz 2b",
+            "tilestored [{sums} + {stride}], tmm0",
+            "tilestored [{sums} + {stride} + 1024], tmm1",
+            "tilestored [{sums} + {stride} + 2048], tmm2",
+            "tilestored [{sums} + {stride} + 3072], tmm3",
+            sums = in(reg) sums.as_mut_ptr(),
+            stride = in(reg) 64usize,
+            a0 = inout(reg) rows[0].as_ptr() => _,
+            a1 = inout(reg) rows[1].as_ptr() => _,
+            b0 = inout(reg) weights[0].as_ptr() => _,
+            b1 = inout(reg) weights[1].as_ptr() => _,
+            tiles = inout(reg) tiles => _,
+            options(nostack),
+        );
+    }
+}
+
+/// The products of one input with several bf16 weights.
+pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
+    let mut tokens = 0;
+    for w in weights {
+        tokens = check_linear(x, w)?;
+        w.check_layout("linear", Layout::Panels)?;
+    }
+    let packed = pack_rows(machine, x)?;
+    let packed = check::slice::<bf16>("linear", &packed)?;
+    let mut outputs: Vec<Tensor> =
+        weights.iter().map(|w| machine.pool.tensor(&[tokens, w.out_features], DType::F32)).collect();
+    let mut products = Vec::with_capacity(weights.len());
+    for (w, y) in weights.iter().zip(&mut outputs) {
+        products.push(Product {
+            x: packed,
+            w: check::slice::<bf16>("linear", &w.data)?,
+            tiles: w.in_features.div_ceil(TILE_K),
+            tokens,
+            outputs: w.out_features,
+            y: SharedMut::new(check::slice_mut::<f32>("linear", y)?),
+        });
+    }
+    let pairs = tokens.div_ceil(2 * TILE_ROWS);
+    let panels: usize = weights.iter().map(|w| w.out_features.div_ceil(PANEL)).sum();
+    // Four tasks to a thread even out their ends; two panels are the least.
+    let group = (panels * pairs.div_ceil(PAIRS) / (4 * machine.threads.count())).clamp(2, PANELS) / 2 * 2;
+    let mut tasks = Vec::new();
+    for first in (0..pairs).step_by(PAIRS) {
+        for product in &products {
+            let panels = product.outputs.div_ceil(PANEL);
+            tasks.extend((0..panels).step_by(group).map(|panel| Block {
+                product,
+                pairs: first..pairs.min(first + PAIRS),
+                panels: panel..panels.min(panel + group),
+            }));
+        }
+    }
+    machine.threads.run(tasks.len(), &|task| tasks[task].run());
+    drop(tasks);
+    drop(products);
+    Ok(outputs)
+}
+
+/// `x` rounded to bf16 in tiles `[T/32 · 2][K/32][16 rows][32]`, padded with zeros.
+fn pack_rows(machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
+    let (tokens, inputs) = (x.rows(), x.row_len());
+    let tiles = inputs.div_ceil(TILE_K);
+    let values = check::slice::<f32>("linear", x)?;
+    let mut packed =
+        machine.pool.tensor(&[tokens.next_multiple_of(2 * TILE_ROWS), tiles * TILE_K], DType::BF16);
+    let row_tiles = check::slice_mut::<bf16>("linear", &mut packed)?;
+    machine.threads.chunks_mut(row_tiles, tiles * TILE, |tile, to| {
+        let rows = (tile * TILE_ROWS).min(tokens)..((tile + 1) * TILE_ROWS).min(tokens);
+        dispatch(machine.isa, PackRows { from: &values[rows.start * inputs..rows.end * inputs], inputs, to });
+    });
+    Ok(packed)
+}
+
+struct PackRows<'a> {
+    from: &'a [f32],
+    inputs: usize,
+    to: &'a mut [bf16],
+}
+
+impl Kernel for PackRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let held = self.from.len() / self.inputs.max(1);
+        if held < TILE_ROWS || !self.inputs.is_multiple_of(TILE_K) {
+            self.to.fill(bf16::ZERO);
+        }
+        for (r, row) in self.from.chunks_exact(self.inputs.max(1)).enumerate() {
+            for (tile, values) in row.chunks(TILE_K).enumerate() {
+                let to = &mut self.to[tile * TILE + r * TILE_K..][..TILE_K];
+                for (to, &x) in to.iter_mut().zip(values) {
+                    *to = bf16::from_bits((bf16_rounded(x).to_bits() >> 16) as u16);
+                }
+            }
+        }
+    }
+}
+
+struct Product<'a> {
+    x: &'a [bf16],
+    w: &'a [bf16],
+    /// Tiles along k.
+    tiles: usize,
+    tokens: usize,
+    outputs: usize,
+    y: SharedMut<'a, f32>,
+}
+
+/// Some pairs of row tiles against some panels.
+struct Block<'a> {
+    product: &'a Product<'a>,
+    pairs: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+}
+
+impl Block<'_> {
+    fn run(&self) {
+        let product = self.product;
+        let panel_len = panel_len(product.tiles * TILE_K, DType::BF16);
+        let columns = self.panels.len().div_ceil(2);
+        let mut sums: Vec<Square> = vec![[[0.0; SUMS]; 4]; self.pairs.len() * columns];
+        // With one pair of row tiles nothing is used twice: read each panel from end to end.
+        let stretch = if self.pairs.len() == 1 { product.tiles } else { STRETCH };
+        let tiles = Tiles::configure();
+        for first in (0..product.tiles).step_by(stretch) {
+            let along = first * TILE..product.tiles.min(first + stretch) * TILE;
+            let row = |tile: usize| &product.x[tile * product.tiles * TILE..][along.clone()];
+            let weights = |panel: usize| {
+                // The last column may be alone: it is multiplied twice, and stored once.
+                let panel = panel.min(self.panels.end - 1);
+                &product.w[panel * panel_len..][along.clone()]
+            };
+            for c in 0..columns {
+                let panel = self.panels.start + 2 * c;
+                for (p, pair) in self.pairs.clone().enumerate() {
+                    let square = &mut sums[c * self.pairs.len() + p];
+                    multiply(
+                        &tiles,
+                        square,
+                        [row(2 * pair), row(2 * pair + 1)],
+                        [weights(panel), weights(panel + 1)],
+                    );
+                }
+            }
+        }
+        drop(tiles);
+        for c in 0..columns {
+            for (p, pair) in self.pairs.clone().enumerate() {
+                self.store(pair, self.panels.start + 2 * c, &sums[c * self.pairs.len() + p]);
+            }
+        }
+    }
+
+    fn store(&self, pair: usize, panel: usize, square: &Square) {
+        let product = self.product;
+        for (i, sums) in square.iter().enumerate() {
+            let (first_row, panel) = ((2 * pair + i / 2) * TILE_ROWS, panel + i % 2);
+            if panel >= self.panels.end {
+                continue;
+            }
+            let lanes = PANEL.min(product.outputs - panel * PANEL);
+            for (r, row) in
+                sums.chunks_exact(PANEL).take(product.tokens.saturating_sub(first_row)).enumerate()
+            {
+                let start = (first_row + r) * product.outputs + panel * PANEL;
+                // SAFETY: each (row, panel) belongs to one task.
+                unsafe { product.y.range(start, lanes) }.copy_from_slice(&row[..lanes]);
+            }
+        }
+    }
+}
