@@ -1,0 +1,9 @@
+//! One file per command: its flags and what it does.
+
+pub mod bench;
+pub mod chat;
+pub mod completions;
+pub mod generate;
+pub mod inspect;
+pub mod pull;
+pub mod tokenize;

@@ -1,0 +1,80 @@
+//! What a person types for a model: `OWNER/NAME`, or `OWNER/NAME@REVISION`.
+
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::hints::failure;
+
+/// A model of the Hub at a revision: a branch, a tag or a commit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelId {
+    pub repository: String, // OWNER/NAME
+    pub revision: String,
+}
+
+impl ModelId {
+    /// Checks that the parts can be used in addresses and in paths.
+    pub fn parse(text: &str) -> Result<Self> {
+        let (repository, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let is_name = |name: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !name.is_empty()
+                && name.chars().all(allowed)
+                && !name.starts_with(['.', '-'])
+                && !name.contains("--")
+        };
+        let owner_and_name =
+            repository.split_once('/').is_some_and(|(owner, name)| is_name(owner) && is_name(name));
+        if !owner_and_name || !revision.split('/').all(is_name) {
+            return Err(failure(
+                format_args!("{text:?} is not the name of a model"),
+                "write OWNER/NAME or OWNER/NAME@REVISION, such as kakaocorp/kanana-1.5-2.1b-instruct-2505",
+            ));
+        }
+        Ok(ModelId { repository: repository.to_owned(), revision: revision.to_owned() })
+    }
+}
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repository)?;
+        match &*self.revision {
+            "main" => Ok(()),
+            revision => write!(f, "@{revision}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Option<(&str, &str)>) {
+        let parsed = ModelId::parse(text).ok();
+        let parsed = parsed.as_ref().map(|id| (&*id.repository, &*id.revision));
+        assert_eq!(parsed, expected, "{text}");
+    }
+
+    #[test]
+    fn ids() {
+        check("owner/name", Some(("owner/name", "main")));
+        check("o/n.1_2-b@v1.0", Some(("o/n.1_2-b", "v1.0")));
+        check("o/n@refs/pr/1", Some(("o/n", "refs/pr/1")));
+        for text in [
+            "",
+            "name",
+            "a/b/c",
+            "../b",
+            "a/..",
+            "a/b@",
+            "a/b@..",
+            "a/b@x/../../y",
+            "a/b c",
+            "a/b@\\",
+            "a--b/c",
+        ] {
+            check(text, None);
+        }
+    }
+}

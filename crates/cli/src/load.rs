@@ -1,0 +1,187 @@
+//! From `--model` to an engine: find the folder, read what it says, check that it fits, load it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use kanana_checkpoint::Checkpoint;
+use kanana_engine::{Engine, EngineOptions};
+use kanana_kernels::{Cpu, CpuOptions, Kernels};
+use kanana_model::{
+    Config, GenerationDefaults, LoadOptions, TensorReport, Transformer, compare_tensors, cost, presets,
+};
+use kanana_tensor::DType;
+
+use crate::args::{ContextArgs, RopeArgs};
+use crate::budget::{BLOCK_SIZE, Budget};
+use crate::hints::failure;
+use crate::hub::{self, Hub};
+use crate::output;
+use crate::progress::Progress;
+
+/// A checkpoint that was opened and checked, but whose weights were not read.
+pub struct Source {
+    /// As the user wrote it.
+    pub name: String,
+    pub dir: PathBuf,
+    pub config: Config,
+    pub defaults: GenerationDefaults,
+    checkpoint: Checkpoint,
+}
+
+impl Source {
+    /// Opens a folder or a Hub id, with the rotary scaling asked for.
+    pub fn open(model: &str, rope: &RopeArgs) -> Result<Self> {
+        let dir = resolve(model)?;
+        let config = apply_rope(&Config::from_dir(&dir)?, rope)?;
+        let defaults = GenerationDefaults::from_dir(&dir)?;
+        if !defaults.not_honoured.is_empty() {
+            let names = defaults.not_honoured.join(", ");
+            output::note(format_args!("generation_config.json: not honoured: {names}"));
+        }
+        let checkpoint = Checkpoint::open(&dir)?;
+        check_tensors(&checkpoint, &config)?;
+        Ok(Source { name: model.to_string(), dir, config, defaults, checkpoint })
+    }
+
+    /// The dtype the weights are stored in: what most bytes are.
+    pub fn stored_dtype(&self) -> Option<DType> {
+        let embedding = self.checkpoint.get("model.embed_tokens.weight")?;
+        embedding.tensor_dtype()
+    }
+
+    /// How long a sequence may become: what was asked for, else what the model was made for.
+    ///
+    /// Errors: more was asked for than the model was made for.
+    pub fn context(&self, args: &ContextArgs) -> Result<usize> {
+        let made_for = self.config.context_length();
+        match args.max_context {
+            Some(asked) if asked > made_for => Err(failure(
+                format_args!("--max-context {asked}, but the model was made for {made_for} tokens"),
+                "stretch it with --yarn (the published 128K setting of the 32K models) or --rope-scaling FILE",
+            )),
+            asked => Ok(asked.unwrap_or(made_for)),
+        }
+    }
+
+    /// Reads the weights, with a progress bar on a terminal.
+    pub fn load(&self, kernels: &dyn Kernels, budget: &Budget) -> Result<Transformer> {
+        let options = LoadOptions { dtype: budget.dtype, max_positions: budget.positions };
+        let progress = Progress::of_loading(cost::parameters(&self.config).total);
+        let model =
+            Transformer::load_with_progress(&self.checkpoint, &self.config, kernels, &options, &|loaded| {
+                progress.set(loaded);
+            });
+        drop(progress);
+        model.with_context(|| format!("cannot load {}", self.name))
+    }
+
+    /// An engine over the loaded weights.
+    pub fn engine(&self, budget: &Budget, threads: usize) -> Result<Engine> {
+        let kernels = Arc::new(Cpu::new(CpuOptions { threads: Some(threads), isa: None }));
+        let model = Arc::new(self.load(&*kernels, budget)?);
+        let options = EngineOptions {
+            num_blocks: budget.num_blocks,
+            block_size: BLOCK_SIZE,
+            ..EngineOptions::for_context(budget.max_context, budget.dtype)
+        };
+        Ok(Engine::new(model, kernels, options)?)
+    }
+}
+
+/// The folder of a model: a path, or what was or now is downloaded from the Hub.
+pub fn resolve(model: &str) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if path.exists() {
+        return Ok(path.to_path_buf());
+    }
+    if !looks_like_hub_id(model) {
+        return Err(failure(format_args!("{model}: no such folder"), hint_for(model)));
+    }
+    let hub = Hub::from_env()?;
+    if let Some(dir) = hub.cached(model) {
+        return Ok(dir);
+    }
+    output::note(format_args!("{model} is not in the cache: downloading it"));
+    hub.pull(model, &[], &hub::Progress::on_stderr())
+}
+
+/// `OWNER/NAME` or `OWNER/NAME@REVISION`, and not a path.
+fn looks_like_hub_id(model: &str) -> bool {
+    let name = model.split('@').next().unwrap_or_default();
+    let parts: Vec<&str> = name.split('/').collect();
+    !model.starts_with(['.', '~', '/']) && parts.len() == 2 && parts.iter().all(|part| !part.is_empty())
+}
+
+fn hint_for(model: &str) -> String {
+    let names: Vec<&str> = presets().iter().map(|preset| preset.name).collect();
+    if names.contains(&model) {
+        return format!(
+            "{model} is a shape without weights: see `kanana inspect {model}` and `kanana bench --random {model}`"
+        );
+    }
+    format!(
+        "give a checkpoint folder or a Hub id such as kakaocorp/kanana-1.5-2.1b-instruct-2505; \
+         the shapes that `inspect` and `bench --random` know are {}",
+        names.join(", ")
+    )
+}
+
+/// The configuration with the scaling that the flags ask for.
+pub fn apply_rope(config: &Config, args: &RopeArgs) -> Result<Config> {
+    if args.yarn {
+        return Ok(config.published_128k()?);
+    }
+    let Some(path) = &args.rope_scaling else { return Ok(config.clone()) };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(config.with_rope_scaling(&text, &path.display().to_string())?)
+}
+
+/// Every tensor must be there, be of the right shape and be read: one that is left over belongs to another mathematics.
+fn check_tensors(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
+    let found = checkpoint.names().filter_map(|name| Some((name, checkpoint.get(name)?.shape)));
+    let TensorReport { missing, extra, misshapen } = compare_tensors(config, found);
+    let list = |names: &[String]| match names {
+        [one] => one.clone(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+        [] => String::new(),
+    };
+    let (message, hint) = if let Some((name, expected, got)) = misshapen.first() {
+        (
+            format!("{name} has shape {got:?}, but config.json calls for {expected:?}"),
+            "config.json and the weights belong to different models",
+        )
+    } else if !missing.is_empty() {
+        (
+            format!("missing from the checkpoint: {}", list(&missing)),
+            "config.json and the weights belong to different models, or the download is not whole",
+        )
+    } else if !extra.is_empty() {
+        (
+            format!("the checkpoint holds tensors that this architecture does not read: {}", list(&extra)),
+            "config.json may name the wrong architecture; running without these tensors would compute something else",
+        )
+    } else {
+        return Ok(());
+    };
+    let dir = checkpoint.dir().display();
+    Err(failure(message, format_args!("{hint}; `kanana inspect {dir}` lists every difference")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hub_ids_are_told_from_paths() {
+        let check = |model: &str, expected: bool| assert_eq!(looks_like_hub_id(model), expected, "{model}");
+        check("kakaocorp/kanana-1.5-2.1b-instruct-2505", true);
+        check("kakaocorp/kanana@v1.0", true);
+        check("./checkpoint", false);
+        check("../a", false);
+        check("/models/a", false);
+        check("a/b/c", false);
+        check("checkpoint", false);
+        check("folder/", false);
+    }
+}

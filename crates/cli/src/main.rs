@@ -1,0 +1,57 @@
+//! `kanana`: the command line. Wires the libraries together and does no mathematics of its own.
+//!
+//! One way through the files: `args` (flags) → `commands/` (one file each) → `load` (a checkpoint becomes an engine,
+//! after `budget` said that it fits) → `generation` (requests become text) → `output`. Errors end in `hints`.
+//! Tests: `cargo test -p kanana`.
+
+mod args;
+mod budget;
+mod commands;
+mod generation;
+mod hints;
+mod hub;
+mod load;
+mod memory;
+mod output;
+mod progress;
+mod signals;
+mod text;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use commands::{bench, chat, completions, generate, inspect, pull, tokenize};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log();
+    run(&cli.command).unwrap_or_else(|error| hints::report(&error))
+}
+
+fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Chat(args) => return chat::run(args),
+        Command::Generate(args) => return generate::run(args),
+        Command::Inspect(args) => return inspect::run(args),
+        Command::Tokenize(args) => tokenize::run(args)?,
+        Command::Pull(args) => pull::run(args)?,
+        Command::Bench(args) => bench::run(args)?,
+        Command::Completions(args) => completions::run(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the libraries tell goes to standard error, as much of it as `KANANA_LOG` asks for.
+fn start_log() {
+    if let Ok(filter) = EnvFilter::try_from_env("KANANA_LOG") {
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .init();
+    }
+}

@@ -1,0 +1,126 @@
+//! A checkpoint's text side: its tokenizer and its chat template.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use kanana_model::Config;
+use kanana_tokenizer::{ChatRequest, ChatTemplate, Message, Tokenizer, TokenizerError};
+use serde_json::{Value, json};
+
+use crate::hints::failure;
+
+/// How a conversation is put to the model.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Chat")]
+pub struct TemplateArgs {
+    /// A system prompt (Kanana's model cards use "You are a helpful AI assistant developed by Kakao.")
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    /// A JSON list of functions that the model may call
+    #[arg(long, value_name = "FILE")]
+    pub tools: Option<PathBuf>,
+
+    /// A JSON list of documents, for templates that have a place for them
+    #[arg(long, value_name = "FILE")]
+    pub documents: Option<PathBuf>,
+
+    /// Use this template instead of the checkpoint's
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+}
+
+impl TemplateArgs {
+    /// A conversation to be answered, with the tools and documents of the flags.
+    pub fn request(&self, messages: Vec<Message>) -> Result<ChatRequest> {
+        let list = |path: &Option<PathBuf>| path.as_deref().map(read_list).transpose();
+        Ok(ChatRequest {
+            tools: list(&self.tools)?,
+            documents: list(&self.documents)?,
+            ..ChatRequest::new(messages)
+        })
+    }
+
+    /// The messages behind the system prompt of the flags, if there is one.
+    pub fn with_system(&self, messages: Vec<Message>) -> Vec<Message> {
+        self.system.iter().map(Message::system).chain(messages).collect()
+    }
+}
+
+fn read_list(path: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| {
+        failure(format_args!("{}: {error}", path.display()), "the file must hold a JSON list")
+    })
+}
+
+/// Tokenizer and template of one checkpoint.
+pub struct Text {
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+}
+
+impl Text {
+    /// What the folder holds, for an embedding of `rows` rows; `None` when it has no tokenizer.
+    ///
+    /// Errors: broken files, or a tokenizer with more tokens than the embedding has rows.
+    pub fn open(dir: &Path, rows: usize, template: Option<&Path>) -> Result<Option<Self>> {
+        let tokenizer = match Tokenizer::from_dir(dir) {
+            Err(TokenizerError::Missing { .. }) => return Ok(None),
+            tokenizer => tokenizer?,
+        };
+        tokenizer.check_fits(rows)?;
+        let template = match template {
+            Some(file) => {
+                ChatTemplate::from_file(file)?.with_special_tokens(tokenizer.special_tokens().clone())
+            }
+            None => ChatTemplate::from_dir(dir)?,
+        };
+        Ok(Some(Text { tokenizer, template }))
+    }
+
+    /// The ids of a rendered conversation.
+    pub fn encode_chat(&self, request: &ChatRequest) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode_rendered(&self.template.render(request)?)?)
+    }
+
+    /// Tokens that end a turn, beside those that config.json names: the tokenizer's own idea of an end, and the end of
+    /// the Llama 3 format.
+    pub fn ends_of_turn(&self) -> Vec<u32> {
+        let named = self.tokenizer.special_token_id("eos_token");
+        let mut ids: Vec<u32> = named.into_iter().chain(self.tokenizer.token_id("<|eot_id|>")).collect();
+        ids.dedup();
+        ids
+    }
+}
+
+/// The error of a command that needs text where there is no tokenizer.
+pub fn no_tokenizer(dir: &Path) -> anyhow::Error {
+    failure(
+        format_args!("{} has no tokenizer.json", dir.display()),
+        "copy the model's tokenizer.json there, or give token ids with `generate --prompt-ids`",
+    )
+}
+
+/// What `inspect` tells of the tokenizer: null without one.
+pub fn summary(dir: &Path, config: &Config) -> Result<Value> {
+    let tokenizer = match Tokenizer::from_dir(dir) {
+        Err(TokenizerError::Missing { .. }) => return Ok(Value::Null),
+        Err(error) => return Ok(json!({"error": error.to_string()})),
+        Ok(tokenizer) => tokenizer,
+    };
+    let fits = match tokenizer.check_fits(config.vocab_size) {
+        Ok(()) => format!("{} of {} embedding rows", tokenizer.vocab_size(), config.vocab_size),
+        Err(error) => error.to_string(),
+    };
+    let template =
+        ChatTemplate::from_dir(dir).map_or_else(|error| error.to_string(), |t| t.origin().to_string());
+    Ok(json!({
+        "tokens": fits,
+        "control tokens": tokenizer.special_ids().len(),
+        "begin of text": tokenizer.special_tokens().get("bos_token"),
+        "end of text": tokenizer.special_tokens().get("eos_token"),
+        "chat template": template,
+    }))
+}
