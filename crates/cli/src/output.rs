@@ -30,9 +30,9 @@ pub fn println(text: impl Display) -> Result<()> {
     print(&format!("{text}\n"))
 }
 
-/// Writes a value to standard output as indented JSON.
+/// Writes a value to standard output as one line of JSON.
 pub fn print_json(value: &serde_json::Value) -> Result<()> {
-    println(format_args!("{value:#}"))
+    println(format_args!("{value}"))
 }
 
 /// Says something to the person at the terminal; nobody to hear it is no error.

@@ -34,12 +34,21 @@ pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
     })
 }
 
-/// Rate of f32 fused multiply-adds of `threads` threads on registers.
+/// Rate at which `threads` threads multiply and add numbers that are at hand: f32 in vector registers, or bf16 tiles from
+/// the first-level cache where there is a matrix unit (f32 where there is none, as the products of bf16 weights do).
 ///
 /// Units: FLOP per second, two per multiply-add.
-pub fn fma_peak(threads: usize) -> f64 {
+pub fn arithmetic_peak(threads: usize, dtype: DType) -> f64 {
     let pool = Threads::new(threads);
     let isa = Isa::best();
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && dtype == DType::BF16 {
+        return best(|| {
+            pool.run(threads, &|_| crate::ops::linear::amx::multiply_at_hand(MATRIX_STEPS));
+            (threads * MATRIX_STEPS * crate::ops::linear::amx::STEP_FLOPS) as f64
+        });
+    }
+    let _ = dtype;
     best(|| {
         pool.run(threads, &|_| {
             black_box(dispatch(isa, Fma));
@@ -80,6 +89,8 @@ impl Kernel for Sum<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+const MATRIX_STEPS: usize = 200_000;
 const FMA_STEPS: usize = 4_000_000;
 const FMA_CHAINS: usize = 12;
 

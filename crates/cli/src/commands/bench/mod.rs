@@ -31,8 +31,8 @@ Examples:
   kanana bench --random 1.5-15.7b-a3b --threads 1,2,4,8
 
 Every figure is the median of --repeat runs. The speed of decoding is compared with the read bandwidth measured here, in
-this process, on as many threads; the speed of prefill with the measured rate of f32 multiply-adds on registers, which
-units for bf16 matrices may exceed.")]
+this process, on as many threads; the speed of prefill with the measured rate of products of numbers at hand: bf16 on the
+matrix unit where there is one, else f32 multiply-adds.")]
 pub struct BenchArgs {
     #[command(flatten)]
     subject: SubjectArgs,
@@ -140,7 +140,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let budget = plan(subject.config(), dtype, &cases, &args.memory)?;
 
     output::note("measuring the limits of the machine");
-    let mut machine: Vec<Machine> = threads.iter().map(|&threads| Machine::measure(threads)).collect();
+    let mut machine: Vec<Machine> = threads.iter().map(|&threads| Machine::measure(threads, dtype)).collect();
     memory::reset_peak();
     output::note(format_args!("preparing {} in {dtype}", subject.name()));
     let most = threads.iter().copied().max();
@@ -163,7 +163,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let peak_memory = memory::peak();
     drop(model);
     // Once more: what else ran on this machine meanwhile may have ended, and the limit is the best that was seen.
-    machine.iter_mut().for_each(Machine::measure_again);
+    machine.iter_mut().for_each(|machine| machine.measure_again(dtype));
 
     let report = Report {
         model: subject.name().to_string(),
@@ -220,18 +220,19 @@ fn plan(config: &Config, dtype: DType, cases: &[Case], args: &MemoryArgs) -> Res
 /// What this machine can do at most with so many threads.
 pub struct Machine {
     pub threads: usize,
-    pub read_bandwidth: f64, // bytes per second
-    pub fma_peak: f64,       // FLOP per second
+    pub read_bandwidth: f64,  // bytes per second
+    pub arithmetic_peak: f64, // FLOP per second, for weights of the dtype at hand
 }
 
 impl Machine {
-    fn measure(threads: usize) -> Self {
-        Machine { threads, read_bandwidth: bandwidth(threads), fma_peak: limits::fma_peak(threads) }
+    fn measure(threads: usize, dtype: DType) -> Self {
+        let arithmetic_peak = limits::arithmetic_peak(threads, dtype);
+        Machine { threads, read_bandwidth: bandwidth(threads), arithmetic_peak }
     }
 
-    fn measure_again(&mut self) {
+    fn measure_again(&mut self, dtype: DType) {
         self.read_bandwidth = self.read_bandwidth.max(bandwidth(self.threads));
-        self.fma_peak = self.fma_peak.max(limits::fma_peak(self.threads));
+        self.arithmetic_peak = self.arithmetic_peak.max(limits::arithmetic_peak(self.threads, dtype));
     }
 }
 

@@ -49,7 +49,7 @@ impl Report<'_> {
         Rates {
             prefill_tokens_per_s: tokens / figures.prefill_s,
             prefill_flops_per_s,
-            prefill_share: share(prefill_flops_per_s, |machine| machine.fma_peak),
+            prefill_share: share(prefill_flops_per_s, |machine| machine.arithmetic_peak),
             decode_tokens_per_s: case.batch as f64 / figures.step_s,
             decode_bytes_per_s,
             decode_share: share(decode_bytes_per_s, |machine| machine.read_bandwidth),
@@ -60,7 +60,7 @@ impl Report<'_> {
     pub fn to_json(&self) -> Value {
         let machine = self.machine.iter().map(|machine| {
             json!({"threads": machine.threads, "read_bandwidth_bytes_per_s": machine.read_bandwidth,
-                   "fma_f32_flops_per_s": machine.fma_peak})
+                   "arithmetic_peak_flops_per_s": machine.arithmetic_peak})
         });
         let runs = self.runs.iter().map(|run| {
             let rates = self.rates(run);
@@ -72,7 +72,7 @@ impl Report<'_> {
                 "prefill_tokens_per_s": rates.prefill_tokens_per_s,
                 "ttft_s": run.figures.first_token_s,
                 "prefill_flops_per_s": rates.prefill_flops_per_s,
-                "prefill_share_of_fma_peak": rates.prefill_share,
+                "prefill_share_of_arithmetic_peak": rates.prefill_share,
                 "decode_tokens_per_s": rates.decode_tokens_per_s,
                 "decode_step_s": run.figures.step_s,
                 "decode_bytes_per_s": rates.decode_bytes_per_s,
@@ -134,16 +134,16 @@ impl Report<'_> {
         text.push('\n');
         for machine in &self.machine {
             text += &format!(
-                "{dim}  {} threads: {:.1} GB/s read, {:.0} GFLOP/s of f32 multiply-adds{reset}\n",
+                "{dim}  {} threads: {:.1} GB/s read, {:.0} GFLOP/s{reset}\n",
                 machine.threads,
                 machine.read_bandwidth / 1e9,
-                machine.fma_peak / 1e9
+                machine.arithmetic_peak / 1e9
             );
         }
         let peak = self.peak_memory.map_or_else(|| "unknown".into(), bytes);
         text += &format!(
             "{dim}  peak memory {peak}; medians of {}{reset}\n\
-             {dim}  of peak: FLOPs of the prompts / time / measured f32 multiply-adds{reset}\n\
+             {dim}  of peak: FLOPs of the prompts / time / measured rate of products of numbers at hand{reset}\n\
              {dim}  of bandwidth: weights, keys and values read in a step / time / measured read bandwidth{reset}\n",
             self.repeat
         );

@@ -86,6 +86,22 @@ fn multiply(_: &Tiles, sums: &mut Square, rows: [&[bf16]; 2], weights: [&[bf16];
     }
 }
 
+/// FLOPs of one step along k of [`multiply`].
+pub(crate) const STEP_FLOPS: usize = 4 * 2 * TILE_ROWS * PANEL * TILE_K;
+
+/// Multiplies tiles from the first-level cache for `steps` steps, a multiple of four: the limit of this kernel.
+pub(crate) fn multiply_at_hand(steps: usize) {
+    const TILES: usize = 4;
+    let data = vec![bf16::ONE; 4 * TILES * TILE];
+    let part = |i: usize| &data[i * TILES * TILE..][..TILES * TILE];
+    let mut sums: Square = [[0.0; SUMS]; 4];
+    let tiles = Tiles::configure();
+    for _ in 0..steps / TILES {
+        multiply(&tiles, &mut sums, [part(0), part(1)], [part(2), part(3)]);
+    }
+    std::hint::black_box(&sums);
+}
+
 /// The products of one input with several bf16 weights.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
     let mut tokens = 0;
