@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kanana_kernels::Format;
 use kanana_tensor::DType;
 
-use crate::commands::{bench, chat, completions, generate, inspect, pull, tokenize};
+use crate::commands::{bench, chat, completions, generate, inspect, pull, score, tokenize};
 
 /// Runs the Kanana family of language models on this machine.
 #[derive(Parser)]
@@ -37,6 +38,8 @@ pub enum Command {
     Tokenize(tokenize::TokenizeArgs),
     Pull(pull::PullArgs),
     Bench(bench::BenchArgs),
+    Perplexity(score::PerplexityArgs),
+    Compare(score::CompareArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -78,7 +81,8 @@ pub struct ContextArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Machine")]
 pub struct MemoryArgs {
-    /// How weights and cached keys and values are stored: auto follows the checkpoint (bf16 unless it is f32)
+    /// How weights are stored: auto follows the checkpoint (bf16 unless it is f32); q8 and q4 quantise them while they
+    /// are loaded, to 8.5 and 4.5 bits. Cached keys and values are f32 beside f32 weights, else bf16
     #[arg(long, value_enum, default_value_t = DTypeChoice::Auto)]
     pub dtype: DTypeChoice,
 
@@ -99,7 +103,7 @@ pub struct MachineArgs {
     pub memory: MemoryArgs,
 
     /// Threads to compute with; the results do not depend on it [default: all available cores]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<usize>,
 }
 
@@ -121,14 +125,18 @@ pub enum DTypeChoice {
     Auto,
     F32,
     Bf16,
+    Q8,
+    Q4,
 }
 
 impl DTypeChoice {
-    /// The dtype to store weights in, given the checkpoint's own.
-    pub fn resolve(self, stored: Option<DType>) -> DType {
+    /// The format to store weights in, given the checkpoint's own dtype.
+    pub fn resolve(self, stored: Option<DType>) -> Format {
         match (self, stored) {
-            (DTypeChoice::F32, _) | (DTypeChoice::Auto, Some(DType::F32)) => DType::F32,
-            _ => DType::BF16,
+            (DTypeChoice::F32, _) | (DTypeChoice::Auto, Some(DType::F32)) => Format::F32,
+            (DTypeChoice::Bf16 | DTypeChoice::Auto, _) => Format::BF16,
+            (DTypeChoice::Q8, _) => Format::Q8,
+            (DTypeChoice::Q4, _) => Format::Q4,
         }
     }
 }
@@ -183,7 +191,7 @@ pub struct SamplingArgs {
     pub min_tokens: usize,
 
     /// End before this text appears (repeatable)
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = not_empty)]
     pub stop: Vec<String>,
 
     /// End when this token is chosen (repeatable)
@@ -210,6 +218,23 @@ pub fn positive(text: &str) -> Result<usize, String> {
         Ok(n) => Ok(n),
         Err(e) => Err(e.to_string()),
     }
+}
+
+/// More threads than this are a slip of the finger, and starting them would fail half-way.
+const MAX_THREADS: usize = 1024;
+
+/// A number of threads.
+pub fn thread_count(text: &str) -> Result<usize, String> {
+    match positive(text)? {
+        n if n > MAX_THREADS => {
+            Err(format!("at most {MAX_THREADS}; more than the machine has cores slows it down"))
+        }
+        n => Ok(n),
+    }
+}
+
+fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("an empty text would end every answer".into()) } else { Ok(text.into()) }
 }
 
 fn non_negative(text: &str) -> Result<f32, String> {
@@ -293,6 +318,16 @@ mod tests {
     }
 
     #[test]
+    fn threads_and_stops() {
+        assert_eq!(thread_count("1024"), Ok(1024));
+        for refused in ["0", "1025", "-1", "two"] {
+            assert!(thread_count(refused).is_err(), "{refused}");
+        }
+        assert_eq!(not_empty(" "), Ok(" ".into()));
+        assert!(not_empty("").is_err());
+    }
+
+    #[test]
     fn biases() {
         assert_eq!(parse_bias("7=-2.5"), Ok((7, -2.5)));
         assert!(parse_bias("7").is_err());
@@ -302,9 +337,9 @@ mod tests {
 
     #[test]
     fn dtype_follows_the_checkpoint() {
-        assert_eq!(DTypeChoice::Auto.resolve(Some(DType::F32)), DType::F32);
-        assert_eq!(DTypeChoice::Auto.resolve(Some(DType::F16)), DType::BF16);
-        assert_eq!(DTypeChoice::Auto.resolve(None), DType::BF16);
-        assert_eq!(DTypeChoice::F32.resolve(Some(DType::BF16)), DType::F32);
+        assert_eq!(DTypeChoice::Auto.resolve(Some(DType::F32)), Format::F32);
+        assert_eq!(DTypeChoice::Auto.resolve(Some(DType::F16)), Format::BF16);
+        assert_eq!(DTypeChoice::Auto.resolve(None), Format::BF16);
+        assert_eq!(DTypeChoice::F32.resolve(Some(DType::BF16)), Format::F32);
     }
 }

@@ -1,7 +1,7 @@
 //! Whether the run fits in memory, decided before anything is loaded, and how large the KV cache becomes.
 
+use kanana_kernels::Format;
 use kanana_model::{Config, KvCache, cost};
-use kanana_tensor::DType;
 
 use crate::args::MemoryArgs;
 use crate::hints::failure;
@@ -27,7 +27,7 @@ pub struct Demand {
 /// How a model will be loaded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
-    pub dtype: DType,
+    pub format: Format,
     /// The longest a sequence may become.
     pub max_context: usize,
     /// Blocks of the KV cache.
@@ -39,24 +39,24 @@ pub struct Budget {
 /// Sizes the KV cache to the demand, or as near to it as memory allows.
 ///
 /// Errors: the weights and the least demand do not fit; the hint says what would.
-pub fn plan(config: &Config, dtype: DType, demand: Demand, args: &MemoryArgs) -> anyhow::Result<Budget> {
+pub fn plan(config: &Config, format: Format, demand: Demand, args: &MemoryArgs) -> anyhow::Result<Budget> {
     let available = args.memory_limit.or_else(memory::available).unwrap_or(u64::MAX);
-    let block = KvCache::bytes_per_block(config, BLOCK_SIZE, dtype) as u64;
+    let block = KvCache::bytes_per_block(config, BLOCK_SIZE, format.kv_dtype()) as u64;
     let least = demand.least.div_ceil(BLOCK_SIZE) as u64;
     let wanted = (demand.context.div_ceil(BLOCK_SIZE) * demand.sequences) as u64;
 
-    let fixed = fixed_bytes(config, dtype, demand.positions);
+    let fixed = fixed_bytes(config, format, demand.positions);
     let room = available.saturating_sub(fixed) / block;
     if fixed > available || room < least {
         let message = format!(
-            "not enough memory: {} for the weights in {dtype} and {} for the keys and values of {} tokens, but {} {}",
-            output::bytes(cost::weight_bytes(config, dtype)),
+            "not enough memory: {} for the weights in {format} and {} for the keys and values of {} tokens, but {} {}",
+            output::bytes(cost::weight_bytes(config, format)),
             output::bytes(least * block),
             demand.least,
             output::bytes(available),
             if args.memory_limit.is_some() { "is the limit" } else { "is available" },
         );
-        return Err(failure(message, what_fits(config, dtype, demand, available)));
+        return Err(failure(message, what_fits(config, format, demand, available)));
     }
     let allowed = args.kv_memory.map_or(wanted, |bytes| bytes / block);
     if allowed < least {
@@ -72,28 +72,25 @@ pub fn plan(config: &Config, dtype: DType, demand: Demand, args: &MemoryArgs) ->
     if max_context < demand.context {
         output::note(format_args!("memory allows {max_context} tokens of context, not {}", demand.context));
     }
-    Ok(Budget { dtype, max_context, num_blocks, positions: demand.positions })
+    Ok(Budget { format, max_context, num_blocks, positions: demand.positions })
 }
 
 /// Everything but keys and values: weights, rotary tables and 5 % for activations.
-fn fixed_bytes(config: &Config, dtype: DType, context: usize) -> u64 {
-    let needed = cost::memory_needed(config, dtype, context);
+fn fixed_bytes(config: &Config, format: Format, context: usize) -> u64 {
+    let needed = cost::memory_needed(config, format, context);
     (needed.weights + needed.rope_table) / 20 * 21
 }
 
 /// The smallest changes that would make the run fit.
-fn what_fits(config: &Config, dtype: DType, demand: Demand, available: u64) -> String {
+fn what_fits(config: &Config, format: Format, demand: Demand, available: u64) -> String {
     let tokens = demand.least;
     let mut ways = Vec::new();
-    let mut dtypes = vec![dtype];
-    if dtype != DType::BF16 {
-        dtypes.push(DType::BF16);
-    }
-    for candidate in dtypes {
+    let smaller = Format::ALL.into_iter().skip_while(|&candidate| candidate != format);
+    for candidate in smaller {
         let fixed = fixed_bytes(config, candidate, tokens);
-        let per_token = cost::kv_bytes_per_token(config, candidate).max(1);
+        let per_token = cost::kv_bytes_per_token(config, candidate.kv_dtype()).max(1);
         let fitting = (available.saturating_sub(fixed) / per_token) as usize / BLOCK_SIZE * BLOCK_SIZE;
-        let flag = if candidate == dtype { String::new() } else { format!("--dtype {candidate}") };
+        let flag = if candidate == format { String::new() } else { format!("--dtype {candidate}") };
         match fitting {
             0 => {}
             _ if fitting >= tokens => ways.push(flag),
@@ -102,8 +99,8 @@ fn what_fits(config: &Config, dtype: DType, demand: Demand, available: u64) -> S
     }
     match ways.is_empty() {
         true => format!(
-            "take a smaller model: even in bf16 the weights alone take {}",
-            output::bytes(cost::weight_bytes(config, DType::BF16))
+            "take a smaller model: even in q4 the weights alone take {}",
+            output::bytes(cost::weight_bytes(config, Format::Q4))
         ),
         false => format!("what would fit: {}; or a smaller model", ways.join(", or ")),
     }
@@ -123,7 +120,7 @@ mod tests {
             memory_limit: crate::args::parse_bytes(limit).ok(),
         };
         let config = preset("nano-2.1b").unwrap().config;
-        match (plan(&config, DType::F32, demand, &args), expected) {
+        match (plan(&config, Format::F32, demand, &args), expected) {
             (Ok(got), Ok(expected)) => assert_eq!(got, expected),
             (Err(error), Err(words)) => {
                 let text = format!("{error} {}", crate::hints::hint(&error).unwrap());
@@ -138,7 +135,7 @@ mod tests {
         // 7.77 GiB of weights in f32, 4 MiB for a block of 16 tokens.
         let demand = Demand { context: 8192, least: 100, sequences: 2, positions: 8192 };
         let budget = |max_context, num_blocks| {
-            Ok(Budget { dtype: DType::F32, max_context, num_blocks, positions: 8192 })
+            Ok(Budget { format: Format::F32, max_context, num_blocks, positions: 8192 })
         };
         check("64GiB", demand, budget(8192, 1024));
         check("10GiB", demand, budget(7504, 469));
@@ -152,7 +149,7 @@ mod tests {
             demand,
             Err(&["7.77 GiB", "2.00 GiB", "8192 tokens", "9.00 GiB", "--dtype bf16", "--max-context"]),
         );
-        check("5GiB", demand, Err(&["--dtype bf16 --max-context"]));
-        check("1GiB", demand, Err(&["smaller model", "3.89 GiB"]));
+        check("5GiB", demand, Err(&["--dtype bf16 --max-context", "--dtype q8,", "--dtype q4;"]));
+        check("1GiB", demand, Err(&["smaller model", "1.20 GiB"]));
     }
 }

@@ -113,6 +113,7 @@ fn of_model(error: &ModelError) -> Option<String> {
         ModelError::Field { file, field, .. } => Some(format!(
             "if `{field}` was edited, correct it in {file}; otherwise this version cannot run the model yet"
         )),
+        ModelError::MissingField { file, .. } => Some(format!("download {file} again: it is not whole")),
         ModelError::UnknownPreset { .. } => {
             Some("a checkpoint folder or Hub id is given with --model".into())
         }
@@ -125,6 +126,7 @@ fn of_tokenizer(error: &TokenizerError) -> String {
         TokenizerError::TemplateRaised { .. } => {
             "change the conversation as the template says, or give another one with --chat-template FILE"
         }
+        TokenizerError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => "check the path",
         TokenizerError::Invalid { .. } => "download the file again, or correct it in an editor",
         TokenizerError::Message { .. } => r#"a message is {"role": "user", "content": "…"}"#,
         _ => error.hint().unwrap_or("check the tokenizer's files with `kanana inspect`"),
@@ -165,6 +167,7 @@ fn of_output(error: &io::Error) -> String {
 fn of_io(error: &io::Error) -> Option<String> {
     Some(match error.kind() {
         io::ErrorKind::NotFound => "check the path".into(),
+        io::ErrorKind::IsADirectory => "give a file, this is a folder".into(),
         io::ErrorKind::PermissionDenied => "check the file's permissions".into(),
         io::ErrorKind::StorageFull => "free some space".into(),
         io::ErrorKind::InvalidData => "the file must be UTF-8 text".into(),

@@ -14,7 +14,7 @@ use kanana_tensor::DType;
 
 use crate::args::{ContextArgs, RopeArgs};
 use crate::budget::{BLOCK_SIZE, Budget};
-use crate::hints::failure;
+use crate::hints::{failure, failure_of};
 use crate::hub::{self, Hub};
 use crate::output;
 use crate::progress::Progress;
@@ -66,7 +66,7 @@ impl Source {
 
     /// Reads the weights, with a progress bar on a terminal.
     pub fn load(&self, kernels: &dyn Kernels, budget: &Budget) -> Result<Transformer> {
-        let options = LoadOptions { dtype: budget.dtype, max_positions: budget.positions };
+        let options = LoadOptions { format: budget.format, max_positions: budget.positions };
         let progress = Progress::of_loading(cost::parameters(&self.config).total);
         let model =
             Transformer::load_with_progress(&self.checkpoint, &self.config, kernels, &options, &|loaded| {
@@ -80,10 +80,11 @@ impl Source {
     pub fn engine(&self, budget: &Budget, threads: usize) -> Result<Engine> {
         let kernels = Arc::new(Cpu::new(CpuOptions { threads: Some(threads), isa: None }));
         let model = Arc::new(self.load(&*kernels, budget)?);
+        tracing::debug!(dir = %self.dir.display(), ?budget, threads, "loaded");
         let options = EngineOptions {
             num_blocks: budget.num_blocks,
             block_size: BLOCK_SIZE,
-            ..EngineOptions::for_context(budget.max_context, budget.dtype)
+            ..EngineOptions::for_context(budget.max_context, budget.format.kv_dtype())
         };
         Ok(Engine::new(model, kernels, options)?)
     }
@@ -92,8 +93,16 @@ impl Source {
 /// The folder of a model: a path, or what was or now is downloaded from the Hub.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     let path = Path::new(model);
-    if path.exists() {
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if path.is_dir() || (is_gguf && path.exists()) {
         return Ok(path.to_path_buf());
+    }
+    if path.exists() {
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        return Err(failure(
+            format_args!("{model} is a file, a model is a folder"),
+            format_args!("give the folder: {}", folder.display()),
+        ));
     }
     if !looks_like_hub_id(model) {
         return Err(failure(format_args!("{model}: no such folder"), hint_for(model)));
@@ -102,7 +111,7 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
     if let Some(dir) = hub.cached(model) {
         return Ok(dir);
     }
-    output::note(format_args!("{model} is not in the cache: downloading it"));
+    output::note(format_args!("{model} is neither a folder here nor in the cache: downloading it"));
     hub.pull(model, &[], &hub::Progress::on_stderr())
 }
 
@@ -130,7 +139,9 @@ fn hint_for(model: &str) -> String {
 /// The configuration with the scaling that the flags ask for.
 pub fn apply_rope(config: &Config, args: &RopeArgs) -> Result<Config> {
     if args.yarn {
-        return Ok(config.published_128k()?);
+        let hint = "--yarn is for the models of 32768 positions that ship without a scaling; \
+                    --rope-scaling FILE gives any other";
+        return config.published_128k().map_err(|error| failure_of(error.into(), "--yarn", hint));
     }
     let Some(path) = &args.rope_scaling else { return Ok(config.clone()) };
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;

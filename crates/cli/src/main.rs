@@ -24,7 +24,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
-use commands::{bench, chat, completions, generate, inspect, pull, tokenize};
+use commands::{bench, chat, completions, generate, inspect, pull, score, tokenize};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -40,6 +40,8 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(args)?,
         Command::Pull(args) => pull::run(args)?,
         Command::Bench(args) => bench::run(args)?,
+        Command::Perplexity(args) => score::perplexity(args)?,
+        Command::Compare(args) => score::compare(args)?,
         Command::Completions(args) => completions::run(args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -35,6 +35,11 @@ impl Progress {
         Self::new(answers, "answers", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {rate}  {left}")
     }
 
+    /// Of scoring so many windows of a text.
+    pub fn of_windows(windows: u64) -> Self {
+        Self::new(windows, "windows", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")
+    }
+
     fn new(steps: u64, what: &'static str, template: &str) -> Self {
         // The formatters write into a buffer of the bar's own: that does not fail.
         let rate = |state: &ProgressState, text: &mut dyn Write| {

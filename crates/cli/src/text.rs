@@ -32,6 +32,17 @@ pub struct TemplateArgs {
 }
 
 impl TemplateArgs {
+    /// The first of these flags that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--system", self.system.is_some()),
+            ("--tools", self.tools.is_some()),
+            ("--documents", self.documents.is_some()),
+            ("--chat-template", self.chat_template.is_some()),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
     /// A conversation to be answered, with the tools and documents of the flags.
     pub fn request(&self, messages: Vec<Message>) -> Result<ChatRequest> {
         let list = |path: &Option<PathBuf>| path.as_deref().map(read_list).transpose();
@@ -110,17 +121,18 @@ pub fn summary(dir: &Path, config: &Config) -> Result<Value> {
         Err(error) => return Ok(json!({"error": error.to_string()})),
         Ok(tokenizer) => tokenizer,
     };
-    let fits = match tokenizer.check_fits(config.vocab_size) {
-        Ok(()) => format!("{} of {} embedding rows", tokenizer.vocab_size(), config.vocab_size),
-        Err(error) => error.to_string(),
-    };
-    let template =
-        ChatTemplate::from_dir(dir).map_or_else(|error| error.to_string(), |t| t.origin().to_string());
-    Ok(json!({
-        "tokens": fits,
-        "control tokens": tokenizer.special_ids().len(),
-        "begin of text": tokenizer.special_tokens().get("bos_token"),
-        "end of text": tokenizer.special_tokens().get("eos_token"),
-        "chat template": template,
-    }))
+    let mut summary = json!({
+        "tokens": tokenizer.vocab_size(),
+        "embedding_rows": config.vocab_size,
+        "control_tokens": tokenizer.special_ids().len(),
+        "bos_token": tokenizer.special_tokens().get("bos_token"),
+        "eos_token": tokenizer.special_tokens().get("eos_token"),
+    });
+    let template = ChatTemplate::from_dir(dir).map(|template| {
+        summary["chat_template"] = json!(template.origin().to_string());
+    });
+    if let Err(error) = tokenizer.check_fits(config.vocab_size).and(template) {
+        summary["error"] = json!(error.to_string());
+    }
+    Ok(summary)
 }

@@ -237,7 +237,7 @@ fn not_enough_memory_is_said_before_loading() {
     // The header promises more than the file holds would be an error of the file: so the limit is low instead.
     let checkpoint = Checkpoint::new();
     let run = checkpoint.run("generate", &[RUN, &["--memory-limit", "20KiB", "--dtype", "f32"]].concat());
-    run.check_refused(&["20.00 KiB", "weights", "bf16", "smaller model"]);
+    run.check_refused(&["20.00 KiB", "weights", "f32", "q4", "smaller model"]);
 }
 
 #[test]

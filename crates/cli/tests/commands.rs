@@ -128,3 +128,52 @@ fn help_goes_to_standard_output() {
         assert!(run(&[command, "--help"]).text().contains("Examples:"), "{command}");
     }
 }
+
+#[test]
+fn what_tokenize_cannot_use_is_refused() {
+    let checkpoint = Checkpoint::new();
+    checkpoint.run("tokenize", &["--render", "a"]).check_refused(&["--render", "--chat FILE"]);
+    checkpoint.run("tokenize", &["--system", "b", "a"]).check_refused(&["--system", "--chat FILE"]);
+    checkpoint.run("tokenize", &["--decode", "97 270"]).check_refused(&["no token 270"]);
+    checkpoint.write("no.json", b"{");
+    let file = checkpoint.file("no.json");
+    checkpoint.run("tokenize", &["--chat", file.to_str().unwrap()]).check_refused(&["not JSON", "messages"]);
+    let flags = ["--chat", file.to_str().unwrap(), "--chat-template", "/nowhere"];
+    checkpoint.run("tokenize", &flags).check_refused(&["/nowhere", "check the path"]);
+}
+
+#[test]
+fn inspect_finds_what_is_wrong_with_the_tokenizer() {
+    let inspect = |checkpoint: &Checkpoint| run(&["inspect", checkpoint.path().to_str().unwrap(), "--json"]);
+    let found = inspect(&Checkpoint::new()).json()["tokenizer"].take();
+    assert_eq!((&found["tokens"], &found["embedding_rows"]), (&json!(261), &json!(272)));
+    let broken = Checkpoint::new();
+    broken.write("tokenizer.json", b"{}");
+    let found = inspect(&broken);
+    assert_eq!(found.code, Some(1));
+    assert!(found.stdout.contains(r#""tokenizer":{"error":"#), "{}", found.stdout);
+}
+
+#[test]
+fn the_published_scaling_is_for_models_of_32k() {
+    run(&["inspect", "nano-2.1b", "--yarn"]).check_refused(&["8192", "32768", "--rope-scaling FILE"]);
+}
+
+#[test]
+fn the_log_tells_what_was_loaded() {
+    let checkpoint = Checkpoint::new();
+    let log = |filter: &str| {
+        let flags = ["--prompt-ids", "1", "--max-tokens", "1", "--threads", "1"];
+        finish(checkpoint.command("generate", &flags).env("KANANA_LOG", filter), b"").stderr
+    };
+    assert!(log("debug").contains("threads=1"), "{}", log("debug"));
+    assert_eq!(log("off"), "");
+}
+
+#[test]
+fn a_file_is_no_model() {
+    let checkpoint = Checkpoint::new();
+    let file = checkpoint.file("model.safetensors");
+    run(&["inspect", file.to_str().unwrap()]).check_refused(&["is a file", "give the folder"]);
+    checkpoint.run("generate", &["--file", "."]).check_refused(&["give a file"]);
+}

@@ -288,3 +288,61 @@ fn answers_stream_before_they_end() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn flags_that_nothing_would_read_are_refused() {
+    let checkpoint = Checkpoint::new();
+    checkpoint.write("one.jsonl", br#"{"messages": [{"role": "user", "content": "a"}]}"#);
+    let file = checkpoint.file("one.jsonl");
+    let (text, chat) = (["--prompt", "a"], ["--prompts", file.to_str().unwrap()]);
+    for flag in [["--system", "b"], ["--tools", "/nowhere"], ["--chat-template", "/nowhere"]] {
+        let flags = [&text[..], &flag].concat();
+        checkpoint.run("generate", &flags).check_refused(&[flag[0], "--chat"]);
+    }
+    let flags = [&chat[..], &["--system", "b", "--max-tokens", "1", "--logprobs", "1"]].concat();
+    assert_eq!(checkpoint.run("generate", &flags).json_lines().len(), 1);
+    let flags = [&text[..], &["--prompt-logprobs", "1"]].concat();
+    checkpoint.run("generate", &flags).check_refused(&["--json"]);
+}
+
+#[test]
+fn a_conversation_ends_with_its_turn_whatever_config_json_says() {
+    let checkpoint = Checkpoint::with_config(json!({"eos_token_id": 257}));
+    checkpoint.write("one.jsonl", br#"{"messages": [{"role": "user", "content": "a"}]}"#);
+    let file = checkpoint.file("one.jsonl");
+    let flags = ["--prompts", file.to_str().unwrap(), "--temperature", "0", "--logit-bias"];
+    let answer = checkpoint.run("generate", &[&flags[..], &[&format!("{EOS}=1000")]].concat()).json();
+    assert_eq!((ids(&answer), &answer["finish_reason"]), (vec![u64::from(EOS)], &json!("stop")));
+}
+
+#[test]
+fn a_wrong_id_in_a_file_of_prompts_is_located() {
+    let checkpoint = Checkpoint::new();
+    checkpoint.write("ids.jsonl", b"{\"prompt_ids\": [1]}\n{\"prompt_ids\": [1, 272]}\n");
+    let file = checkpoint.file("ids.jsonl");
+    let answer = checkpoint.run("generate", &["--prompts", file.to_str().unwrap()]);
+    answer.check_refused(&["ids.jsonl:2", "272", "vocabulary"]);
+}
+
+#[test]
+fn a_conversation_that_drops_its_beginning_leaves_room_for_answers() {
+    let checkpoint = Checkpoint::new();
+    let flags = ["--max-context", "128", "--drop-oldest", "--logit-bias", &format!("{}=1000", b'a')];
+    // Answers of 20 tokens: without room some of them would be cut to what happens to be left.
+    let flags = [&flags[..], &["--max-tokens", "20"]].concat();
+    let talk = finish(&mut checkpoint.command("chat", &flags), "b\n".repeat(12).as_bytes());
+    assert_eq!(talk.text(), format!("{}\n", "a".repeat(20)).repeat(12));
+    assert!(talk.stderr.contains("forgotten"), "{}", talk.stderr);
+}
+
+#[test]
+fn stats_after_a_reset_tell_of_an_empty_context() {
+    let checkpoint = Checkpoint::new();
+    let input = b"a\n/stats\n/reset\n/stats\n";
+    let talk = finish(&mut checkpoint.command("chat", &["--max-tokens", "3"]), input);
+    let used: Vec<&str> = talk.stderr.lines().filter(|line| line.contains("tokens used")).collect();
+    assert!(
+        matches!(used[..], [before, after] if !before.contains(" 0 of") && after.contains(" 0 of")),
+        "{used:?}"
+    );
+}

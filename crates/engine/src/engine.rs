@@ -13,7 +13,8 @@ use crate::request::check_token;
 use crate::runner::Runner;
 use crate::scheduler::{Limits, Scheduler};
 use crate::sequence::{Prediction, Resolved, Sequence};
-use crate::{EngineError, Request, Result, SequenceId, StepOutput};
+use crate::speculation::Proposer;
+use crate::{EngineError, Request, Result, SequenceId, Speculation, StepOutput};
 
 /// How much memory and how much work at once.
 #[derive(Clone, Debug)]
@@ -32,11 +33,13 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// How keys and values are stored: f32 or bf16.
     pub kv_dtype: DType,
+    /// Who proposes tokens ahead of the model, if anybody.
+    pub speculation: Speculation,
 }
 
 impl EngineOptions {
     /// The usual block size, token budget and number of sequences, with the blocks that one sequence of `max_context`
-    /// tokens fills.
+    /// tokens fills, and no speculation.
     pub fn for_context(max_context: usize, kv_dtype: DType) -> Self {
         EngineOptions {
             num_blocks: max_context.div_ceil(16),
@@ -46,6 +49,7 @@ impl EngineOptions {
             max_context,
             prefix_cache: true,
             kv_dtype,
+            speculation: Speculation::Off,
         }
     }
 
@@ -89,11 +93,26 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// How often a sequence had to give up its blocks.
     pub preemptions: u64,
+    /// How often a sequence was given tokens on trial.
+    pub verifications: u64,
+    /// Tokens that were given on trial.
+    pub proposed_tokens: u64,
+    /// How many of those came true.
+    pub accepted_tokens: u64,
+}
+
+impl Stats {
+    /// Proposed tokens that came true in a verification, on average; the token that every forward pass brings anyway
+    /// is not counted. None before the first.
+    pub fn accepted_length(&self) -> Option<f64> {
+        (self.verifications > 0).then(|| self.accepted_tokens as f64 / self.verifications as f64)
+    }
 }
 
 /// Runs many sequences at once on one model.
 pub struct Engine {
     scheduler: Scheduler,
+    proposer: Proposer,
     runner: Runner,
     options: EngineOptions,
     vocab_size: usize,
@@ -104,20 +123,23 @@ pub struct Engine {
 impl Engine {
     /// An engine without sequences.
     ///
-    /// Errors: [`EngineError::Parameter`] naming an option; [`EngineError::Model`] where the cache cannot be made.
-    /// Cost: allocates the whole KV cache.
+    /// Errors: [`EngineError::Parameter`] naming an option, [`EngineError::DraftVocabulary`]; [`EngineError::Model`]
+    /// where a cache cannot be made. Cost: allocates the whole KV cache, and the draft model's.
     pub fn new(model: Arc<Transformer>, kernels: Arc<dyn Kernels>, options: EngineOptions) -> Result<Self> {
         options.validate(model.max_positions())?;
         let EngineOptions { num_blocks, block_size, kv_dtype, .. } = options;
+        let proposer = Proposer::new(&model, &kernels, &options)?;
         let cache = KvCache::new(&*kernels, &model.config, num_blocks, block_size, kv_dtype)?;
         let limits = Limits {
             block_size,
             max_batched_tokens: options.max_batched_tokens,
             max_sequences: options.max_sequences,
             prefix_cache: options.prefix_cache,
+            proposals: options.speculation.proposals(),
         };
         Ok(Engine {
             scheduler: Scheduler::new(num_blocks, limits),
+            proposer,
             options,
             vocab_size: model.config.vocab_size,
             eos_token_ids: model.config.eos_token_ids.clone(),
@@ -148,25 +170,27 @@ impl Engine {
     }
 
     /// Computes the next tokens of as many sequences as the budget allows, and says what each got; sequences whose
-    /// prompt is not through yet get nothing. Empty when there is nothing to do.
+    /// prompt is not through yet get nothing, and with speculation some get several outputs, in their order. A caller
+    /// who cancels a sequence because of one of them ignores its others. Empty when there is nothing to do.
     ///
     /// Errors: a failure of the machine below, after which no sequence has moved.
-    /// Cost: one forward pass over at most `max_batched_tokens` tokens.
+    /// Cost: one forward pass over at most `max_batched_tokens` tokens, and those of the draft model.
     pub fn step(&mut self) -> Result<Vec<StepOutput>> {
-        let chunks = self.scheduler.schedule();
+        let mut chunks = self.scheduler.schedule();
         if chunks.is_empty() {
             return Ok(Vec::new());
         }
+        self.proposer.propose(&mut chunks, self.scheduler.running())?;
         let predictions = self.runner.run(&chunks, self.scheduler.running())?;
-        self.scheduler.mark_computed(&chunks);
         let sequences = self.scheduler.running_mut();
         let accept = |(index, prediction): (usize, Prediction)| sequences[index].accept(prediction);
         let outputs = predictions.into_iter().filter_map(accept).collect();
+        self.scheduler.mark_computed(&chunks);
         self.scheduler.retire();
         Ok(outputs)
     }
 
-    /// Drops a sequence and frees its blocks at once; it gets no further output. False when it has ended already.
+    /// Drops a sequence and frees its blocks at once; later steps bring it nothing. False when it has ended already.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         self.scheduler.cancel(id)
     }

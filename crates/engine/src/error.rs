@@ -61,6 +61,28 @@ pub enum EngineError {
         /// Tokens in a block.
         block_size: usize,
     },
+    /// The draft model counts other tokens than the model.
+    #[error("the draft model's vocabulary has {draft} tokens, but the model's has {target}")]
+    DraftVocabulary {
+        /// The draft model's vocabulary.
+        draft: usize,
+        /// The model's vocabulary.
+        target: usize,
+    },
+    /// Two models that are compared count other tokens.
+    #[error("the first model's vocabulary has {first} tokens, the second's {second}")]
+    Vocabularies {
+        /// Of the first model.
+        first: usize,
+        /// Of the second.
+        second: usize,
+    },
+    /// A given token has no finite log-probability.
+    #[error("the log-probability of token {position} of a window is not finite")]
+    NonFiniteScore {
+        /// Its place in the window, from 0.
+        position: usize,
+    },
     /// The forward pass failed.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -80,6 +102,13 @@ impl EngineError {
             Self::PromptTooLong { .. } => "shorten the prompt, or raise the context if the model allows more",
             Self::TokenOutOfRange { .. } => "token ids of another tokenizer mean nothing to this model",
             Self::KvMemory { .. } => "shorten the prompt, lower max_tokens, or give the KV cache more memory",
+            Self::DraftVocabulary { .. } => {
+                "a draft model must have the model's tokenizer: take a smaller member of the same family"
+            }
+            Self::Vocabularies { .. } => "compare models with the same tokenizer",
+            Self::NonFiniteScore { .. } => {
+                "the weights hold numbers that are not finite: download them again"
+            }
             Self::Model(error) => return error.hint(),
             Self::Parameter { .. } | Self::Kernel(_) | Self::Tensor(_) => return None,
         };

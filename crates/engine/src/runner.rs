@@ -1,7 +1,8 @@
-//! One forward pass over a step's chunks, and what it predicts. Owns the memory of the KV cache.
+//! One forward pass over a step's chunks, and what it predicts. Owns a model and the memory of its KV cache.
 //!
 //! Legend: T packed tokens, D hidden, R rows whose logits are wanted, V vocabulary, S sequences.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kanana_kernels::Kernels;
@@ -12,7 +13,7 @@ use crate::block_pool::BlockId;
 use crate::sampler::{self, History};
 use crate::scheduler::Chunk;
 use crate::sequence::{Prediction, Sequence};
-use crate::{Logprobs, Result, SequenceError};
+use crate::{Logprobs, Result, SamplingParams, SequenceError};
 
 /// Rows whose logits exist at once: prompt log-probabilities want a row for every token of a chunk, and 512 rows of a
 /// vocabulary of 128,256 would be 263 MB.
@@ -26,7 +27,8 @@ pub(crate) struct Runner {
 
 /// A position whose logits are wanted.
 struct Row {
-    sequence: usize,
+    /// Index of its chunk.
+    chunk: usize,
     position: usize,
     /// Its row in the packed batch.
     packed: u32,
@@ -37,7 +39,8 @@ impl Runner {
         Runner { model, kernels, cache }
     }
 
-    /// Computes the chunks, in the order of `chunks`, and predicts after every position whose logits are wanted.
+    /// Computes the chunks, in the order of `chunks`, and predicts after every position whose logits are wanted, as far
+    /// as what was proposed comes true.
     ///
     /// Returns pairs of an index into `sequences` and a prediction, each sequence's in the order of positions.
     /// Cost: one forward pass over all chunks, and the output projection of the wanted rows.
@@ -46,20 +49,60 @@ impl Runner {
         chunks: &[Chunk],
         sequences: &[Sequence],
     ) -> Result<Vec<(usize, Prediction)>> {
-        let batch = batch(chunks, sequences, self.cache.block_size());
-        let hidden_td = self.model.forward(&*self.kernels, &batch, Some(&mut self.cache))?;
+        let (batch, hidden_td) = self.forward(chunks, sequences)?;
+        let rows = rows(chunks, &batch, |chunk| sequences[chunk.sequence].rows(&chunk.positions));
+        // Where the certain tokens of each chunk end: its sequence's own, and the proposals that came true so far.
+        let mut certain: Vec<usize> = chunks.iter().map(Chunk::own_end).collect();
         let mut predictions = Vec::new();
-        for rows in rows(chunks, sequences, &batch).chunks(LOGIT_ROWS) {
+        for rows in rows.chunks(LOGIT_ROWS) {
             let logits_rv = self.logits(&hidden_td, rows)?;
-            let log_sum_exp_r = self.log_sum_exp(&logits_rv, rows, sequences)?;
+            let params = rows.iter().map(|row| &sequences[chunks[row.chunk].sequence].params);
+            let log_sum_exp_r = self.log_sum_exp(&logits_rv, params)?;
             let logits_rv = self.kernels.download(&logits_rv)?;
             let by_row = logits_rv.as_slice::<f32>()?.chunks_exact(logits_rv.row_len());
             for ((row, logits_v), log_sum_exp) in rows.iter().zip(by_row).zip(log_sum_exp_r) {
-                let prediction = predict(&sequences[row.sequence], row.position, logits_v, log_sum_exp);
-                predictions.push((row.sequence, prediction));
+                let (chunk, certain) = (&chunks[row.chunk], &mut certain[row.chunk]);
+                if row.position >= *certain {
+                    continue; // it builds on a proposal that was wrong
+                }
+                let sequence = &sequences[chunk.sequence];
+                let proposed = chunk.proposed_up_to(row.position);
+                let prediction = predict(sequence, proposed, row.position, (logits_v, log_sum_exp));
+                if let Prediction::Token { token, .. } = prediction {
+                    *certain += usize::from(chunk.proposed.get(proposed.len()) == Some(&token));
+                }
+                predictions.push((chunk.sequence, prediction));
             }
         }
         Ok(predictions)
+    }
+
+    /// Computes the chunks, and chooses what may come after each that wants more; None after the others, and where
+    /// nothing could be chosen.
+    ///
+    /// Cost: one forward pass over all chunks, and the output projection of a row for each.
+    pub(crate) fn guess(&mut self, chunks: &[Chunk], sequences: &[Sequence]) -> Result<Vec<Option<u32>>> {
+        let (batch, hidden_td) = self.forward(chunks, sequences)?;
+        let rows = rows(chunks, &batch, |chunk| match chunk.wants_more(&sequences[chunk.sequence]) {
+            true => chunk.positions.end - 1..chunk.positions.end,
+            false => 0..0,
+        });
+        let mut guesses = vec![None; chunks.len()];
+        for rows in rows.chunks(LOGIT_ROWS) {
+            let logits_rv = self.kernels.download(&self.logits(&hidden_td, rows)?)?;
+            let by_row = logits_rv.as_slice::<f32>()?.chunks_exact(logits_rv.row_len());
+            for (row, logits_v) in rows.iter().zip(by_row) {
+                let chunk = &chunks[row.chunk];
+                guesses[row.chunk] = choose(&sequences[chunk.sequence], &chunk.proposed, logits_v).ok();
+            }
+        }
+        Ok(guesses)
+    }
+
+    fn forward(&mut self, chunks: &[Chunk], sequences: &[Sequence]) -> Result<(Batch, Tensor)> {
+        let batch = batch(chunks, sequences, self.cache.block_size());
+        let hidden_td = self.model.forward(&*self.kernels, &batch, Some(&mut self.cache))?;
+        Ok((batch, hidden_td))
     }
 
     fn logits(&self, hidden_td: &Tensor, rows: &[Row]) -> Result<Tensor> {
@@ -70,18 +113,27 @@ impl Runner {
     }
 
     /// One number a row if any of the rows reports log-probabilities, else nothing worth computing.
-    fn log_sum_exp(&self, logits_rv: &Tensor, rows: &[Row], sequences: &[Sequence]) -> Result<Vec<f32>> {
-        let params = rows.iter().map(|row| &sequences[row.sequence].params);
-        if params.into_iter().all(|p| p.logprobs.is_none() && p.prompt_logprobs.is_none()) {
-            return Ok(vec![f32::NAN; rows.len()]);
+    fn log_sum_exp<'a>(
+        &self,
+        logits_rv: &Tensor,
+        mut params: impl Iterator<Item = &'a SamplingParams>,
+    ) -> Result<Vec<f32>> {
+        if params.all(|p| p.logprobs.is_none() && p.prompt_logprobs.is_none()) {
+            return Ok(vec![f32::NAN; logits_rv.rows()]);
         }
         let log_sum_exp_r = self.kernels.log_sum_exp(logits_rv)?;
         Ok(self.kernels.download(&log_sum_exp_r)?.to_f32_vec()?)
     }
 }
 
-/// What comes after `position` of the sequence. Shapes: `logits_v [V]`.
-fn predict(sequence: &Sequence, position: usize, logits_v: &[f32], log_sum_exp: f32) -> Prediction {
+/// What comes after `position`, where the tokens `proposed` follow the sequence's own up to there. Shapes: logits `[V]`,
+/// with their log-sum-exp.
+fn predict(
+    sequence: &Sequence,
+    proposed: &[u32],
+    position: usize,
+    (logits_v, log_sum_exp): (&[f32], f32),
+) -> Prediction {
     if !logits_v.iter().all(|x| x.is_finite()) {
         return Prediction::Failed(SequenceError::NonFiniteLogits { position });
     }
@@ -93,12 +145,7 @@ fn predict(sequence: &Sequence, position: usize, logits_v: &[f32], log_sum_exp: 
     if sequence.max_tokens == 0 {
         return Prediction::End;
     }
-    let may_stop = sequence.generated() >= params.min_tokens;
-    let history = History {
-        generated_counts: &sequence.generated_counts,
-        forbidden: if may_stop { &[] } else { &sequence.stop_ids },
-    };
-    match sampler::sample(logits_v, params, &history, sampler::uniform(sequence.seed, position)) {
+    match choose(sequence, proposed, logits_v) {
         Err(error) => Prediction::Failed(error),
         Ok(token) => {
             let logprobs = params.logprobs.map(|top| Logprobs::new(logits_v, log_sum_exp, token, top));
@@ -107,32 +154,48 @@ fn predict(sequence: &Sequence, position: usize, logits_v: &[f32], log_sum_exp: 
     }
 }
 
+/// The sequence's next token after its own and those proposed. Shapes: `logits_v [V]`.
+fn choose(
+    sequence: &Sequence,
+    proposed: &[u32],
+    logits_v: &[f32],
+) -> std::result::Result<u32, SequenceError> {
+    let params = &sequence.params;
+    let may_stop = sequence.generated() + proposed.len() >= params.min_tokens;
+    let history = History {
+        generated_counts: &sequence.generated_counts,
+        proposed,
+        forbidden: if may_stop { &[] } else { &sequence.stop_ids },
+    };
+    let position = sequence.tokens.len() + proposed.len() - 1;
+    sampler::sample(logits_v, params, &history, sampler::uniform(sequence.seed, position))
+}
+
 /// Lays the chunks end to end.
 fn batch(chunks: &[Chunk], sequences: &[Sequence], block_size: usize) -> Batch {
     let mut batch = Batch { query_starts: vec![0], causal: true, ..Batch::default() };
-    for Chunk { sequence, positions } in chunks {
-        let Sequence { tokens, block_table, .. } = &sequences[*sequence];
-        batch.token_ids.extend(&tokens[positions.clone()]);
-        for position in positions.clone() {
-            let slot = block_table[position / block_size] as usize * block_size + position % block_size;
+    for chunk in chunks {
+        let sequence = &sequences[chunk.sequence];
+        for position in chunk.positions.clone() {
+            let block = sequence.block_table[position / block_size] as usize;
+            batch.token_ids.push(chunk.token(sequence, position));
             batch.positions.push(position as u32);
-            batch.slot_mapping.push(slot as u32);
+            batch.slot_mapping.push((block * block_size + position % block_size) as u32);
         }
         batch.query_starts.push(batch.token_ids.len() as u32);
-        batch.context_lens.push(positions.end as u32);
-        let used: &[BlockId] = &block_table[..positions.end.div_ceil(block_size)];
+        batch.context_lens.push(chunk.positions.end as u32);
+        let used: &[BlockId] = &sequence.block_table[..chunk.positions.end.div_ceil(block_size)];
         batch.block_tables.push(used.to_vec());
     }
     batch
 }
 
-/// The wanted rows of a batch, in its order.
-fn rows(chunks: &[Chunk], sequences: &[Sequence], batch: &Batch) -> Vec<Row> {
+/// Those positions of the chunks that `wanted` says, in the order of the batch.
+fn rows(chunks: &[Chunk], batch: &Batch, wanted: impl Fn(&Chunk) -> Range<usize>) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (chunk, &start) in chunks.iter().zip(&batch.query_starts) {
-        let wanted = sequences[chunk.sequence].rows(&chunk.positions);
-        rows.extend(wanted.map(|position| Row {
-            sequence: chunk.sequence,
+    for (index, (chunk, &start)) in chunks.iter().zip(&batch.query_starts).enumerate() {
+        rows.extend(wanted(chunk).map(|position| Row {
+            chunk: index,
             position,
             packed: start + (position - chunk.positions.start) as u32,
         }));

@@ -19,6 +19,7 @@
 //! changes what is drawn. Source of the order: transformers 5.23, `GenerationMixin._get_logits_processor`; checked
 //! against it by `tests/goldens/make.py`. Tests: `cargo test -p kanana-engine sampler`.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
@@ -31,6 +32,8 @@ const REMOVED: f64 = f64::NEG_INFINITY;
 pub(crate) struct History<'a> {
     /// Every token of the prompt and generated → how often it was generated.
     pub generated_counts: &'a HashMap<u32, usize>,
+    /// Tokens that count as generated after those.
+    pub proposed: &'a [u32],
     /// Tokens that must not come now.
     pub forbidden: &'a [u32],
 }
@@ -73,7 +76,7 @@ fn process(logits_v: &[f32], params: &SamplingParams, history: &History<'_>) -> 
     for (&token, &bias) in &params.logit_bias {
         scores_v[token as usize] += f64::from(bias);
     }
-    penalise(&mut scores_v, params, history.generated_counts);
+    penalise(&mut scores_v, params, history);
     for &token in history.forbidden {
         scores_v[token as usize] = REMOVED;
     }
@@ -87,13 +90,17 @@ fn process(logits_v: &[f32], params: &SamplingParams, history: &History<'_>) -> 
     scores_v
 }
 
-fn penalise(scores_v: &mut [f64], params: &SamplingParams, generated_counts: &HashMap<u32, usize>) {
+fn penalise(scores_v: &mut [f64], params: &SamplingParams, history: &History<'_>) {
     let repetition = f64::from(params.repetition_penalty);
     let (presence, frequency) = (f64::from(params.presence_penalty), f64::from(params.frequency_penalty));
     if (repetition, presence, frequency) == (1.0, 0.0, 0.0) {
         return;
     }
-    for (&token, &count) in generated_counts {
+    let mut generated_counts = Cow::Borrowed(history.generated_counts);
+    for &token in history.proposed {
+        *generated_counts.to_mut().entry(token).or_insert(0) += 1;
+    }
+    for (&token, &count) in &*generated_counts {
         let score = &mut scores_v[token as usize];
         *score = if *score < 0.0 { *score * repetition } else { *score / repetition };
         if count > 0 {

@@ -22,7 +22,7 @@ fn counts(prompt: &[u32], generated: &[u32]) -> HashMap<u32, usize> {
 }
 
 fn scores(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
-    process(logits, params, &History { generated_counts: &HashMap::new(), forbidden: &[] })
+    process(logits, params, &History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[] })
 }
 
 fn params(json: &str) -> SamplingParams {
@@ -37,11 +37,15 @@ fn scores_are_those_of_transformers() {
     for golden in goldens {
         golden.params.validate(golden.logits.len()).unwrap();
         let may_stop = golden.generated.len() >= golden.params.min_tokens;
-        let history = History {
-            generated_counts: &counts(&golden.prompt, &golden.generated),
-            forbidden: if may_stop { &[] } else { &golden.eos_token_ids },
+        let forbidden: &[u32] = if may_stop { &[] } else { &golden.eos_token_ids };
+        let scores = |counted: &[u32], proposed: &[u32]| {
+            let generated_counts = &counts(&golden.prompt, counted);
+            process(&golden.logits, &golden.params, &History { generated_counts, proposed, forbidden })
         };
-        let got = process(&golden.logits, &golden.params, &history);
+        let got = scores(&golden.generated, &[]);
+        for (counted, proposed) in (0..golden.generated.len()).map(|n| golden.generated.split_at(n)) {
+            assert_eq!(got, scores(counted, proposed), "{}: {proposed:?} proposed", golden.name);
+        }
         assert_eq!(got.len(), golden.scores.len(), "{}", golden.name);
         for (id, (got, expected)) in got.into_iter().zip(golden.scores).enumerate() {
             let is_same = match expected {
@@ -55,7 +59,7 @@ fn scores_are_those_of_transformers() {
 
 #[test]
 fn greedy_takes_the_lower_of_equals() {
-    let history = History { generated_counts: &HashMap::new(), forbidden: &[] };
+    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[] };
     let greedy = SamplingParams::greedy();
     assert_eq!(sample(&[1.0, 3.0, 3.0], &greedy, &history, 0.9), Ok(1));
     assert_eq!(sample(&[-1.0, 0.0, -0.0], &greedy, &history, 0.9), Ok(1));
@@ -65,7 +69,7 @@ fn greedy_takes_the_lower_of_equals() {
 
 #[test]
 fn forbidding_everything_is_an_error_of_the_sequence() {
-    let history = History { generated_counts: &HashMap::new(), forbidden: &[0, 1] };
+    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[0, 1] };
     for temperature in [0.0, 1.0] {
         let params = SamplingParams { temperature, top_p: 0.5, min_p: 0.1, top_k: 1, ..Default::default() };
         assert_eq!(sample(&[1.0, 2.0], &params, &history, 0.5), Err(SequenceError::NothingToChoose));
@@ -83,7 +87,7 @@ fn extreme_parameters_leave_the_likeliest() {
         r#"{"temperature": 1e-30, "logit_bias": {"2": 3e38}, "repetition_penalty": 1e-38}"#,
     ] {
         for uniform in [0.0, 0.5, 1.0 - f64::EPSILON] {
-            let history = History { generated_counts: &counts(&[2], &[]), forbidden: &[] };
+            let history = History { generated_counts: &counts(&[2], &[]), proposed: &[], forbidden: &[] };
             assert_eq!(sample(&logits, &params(json), &history, uniform), Ok(2), "{json}");
         }
     }
@@ -109,7 +113,7 @@ fn removed_tokens_are_never_drawn() {
 fn check_distribution(uniforms: impl Iterator<Item = f64>) {
     let weights = [1.0f64, 2.0, 3.0, 4.0, 5.0, 10.0, 25.0, 50.0];
     let logits: Vec<f32> = weights.iter().map(|w| w.ln() as f32).collect();
-    let history = History { generated_counts: &HashMap::new(), forbidden: &[] };
+    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[] };
     let (mut seen, mut draws) = ([0.0; 8], 0.0);
     for uniform in uniforms {
         seen[sample(&logits, &SamplingParams::default(), &history, uniform).unwrap() as usize] += 1.0;

@@ -7,11 +7,14 @@
 //! `running` and then `waiting` are always in the order of arrival. When blocks run out, the youngest running sequence
 //! gives up its own and waits, to be recomputed; so the oldest always goes on, and every sequence becomes the oldest.
 //!
+//! What is left of the budget and of the blocks is room for proposals, tokens that may follow a sequence's own: they
+//! are part of a chunk, never of the sequence, and count as computed once they have come true.
+//!
 //! It knows no model: blocks are numbers here, and predictions come from outside. Tests: `cargo test -p kanana-engine
 //! scheduler`.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::block_pool::{BlockId, BlockPool, PrefixId};
 use crate::sequence::Sequence;
@@ -24,6 +27,8 @@ pub(crate) struct Limits {
     pub max_batched_tokens: usize,
     pub max_sequences: usize,
     pub prefix_cache: bool,
+    /// Tokens proposed to one sequence in one step.
+    pub proposals: RangeInclusive<usize>,
 }
 
 /// Positions of one sequence to compute in a step.
@@ -31,7 +36,44 @@ pub(crate) struct Limits {
 pub(crate) struct Chunk {
     /// Index into [`Scheduler::running`].
     pub sequence: usize,
+    /// Of the sequence's tokens, and behind all of them of those proposed.
     pub positions: Range<usize>,
+    /// How many tokens may be proposed: their blocks are there.
+    pub room: usize,
+    /// Tokens that may follow the sequence's own.
+    pub proposed: Vec<u32>,
+}
+
+impl Chunk {
+    /// Appends a token that may follow.
+    pub(crate) fn propose(&mut self, token: u32) {
+        self.proposed.push(token);
+        self.positions.end += 1;
+    }
+
+    /// Whether another token may be proposed: there is room, and the last one does not end the sequence.
+    pub(crate) fn wants_more(&self, sequence: &Sequence) -> bool {
+        let ends = |token| sequence.stop_ids.contains(token);
+        self.proposed.len() < self.room && !self.proposed.last().is_some_and(ends)
+    }
+
+    /// Where the sequence's own tokens end in this chunk, and the proposals begin.
+    pub(crate) fn own_end(&self) -> usize {
+        self.positions.end - self.proposed.len()
+    }
+
+    /// The proposals up to a position: what is generated before the next token, if they come true.
+    pub(crate) fn proposed_up_to(&self, position: usize) -> &[u32] {
+        &self.proposed[..(position + 1).saturating_sub(self.own_end())]
+    }
+
+    /// The token at a position. It is the sequence's, or proposed.
+    pub(crate) fn token(&self, sequence: &Sequence, position: usize) -> u32 {
+        match position.checked_sub(self.own_end()) {
+            Some(n) => self.proposed[n],
+            None => sequence.tokens[position],
+        }
+    }
 }
 
 pub(crate) struct Scheduler {
@@ -39,9 +81,8 @@ pub(crate) struct Scheduler {
     pool: BlockPool,
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
-    preemptions: u64,
-    looked_up_tokens: u64,
-    cached_tokens: u64,
+    /// What was counted since the beginning; the rest of it is found out when asked for.
+    counts: Stats,
 }
 
 impl Scheduler {
@@ -51,9 +92,7 @@ impl Scheduler {
             pool: BlockPool::new(num_blocks),
             running: Vec::new(),
             waiting: VecDeque::new(),
-            preemptions: 0,
-            looked_up_tokens: 0,
-            cached_tokens: 0,
+            counts: Stats::default(),
         }
     }
 
@@ -62,18 +101,22 @@ impl Scheduler {
         self.waiting.push_back(sequence);
     }
 
-    /// Chooses the tokens of the next step and sees that their blocks are there.
+    /// Chooses the tokens of the next step and sees that their blocks are there, and those for proposals.
     pub(crate) fn schedule(&mut self) -> Vec<Chunk> {
         let mut chunks = Vec::new();
         let mut budget = self.limits.max_batched_tokens;
         while budget > 0 && chunks.len() < self.running.len() {
-            match self.reserve(chunks.len()) {
+            match self.reserve(chunks.len(), self.running[chunks.len()].tokens.len()) {
                 true => chunks.push(self.chunk(chunks.len(), &mut budget)),
                 false => self.preempt_youngest(), // perhaps the one that asked, which ends the loop
             }
         }
         while budget > 0 && self.admit() {
             chunks.push(self.chunk(chunks.len(), &mut budget));
+        }
+        for chunk in &mut chunks {
+            chunk.room = self.room(chunk.sequence, budget); // none behind a cut prompt, which left no budget
+            budget -= chunk.room;
         }
         chunks
     }
@@ -87,12 +130,19 @@ impl Scheduler {
         &mut self.running
     }
 
-    /// Notes that the chunks' keys and values are in the cache, and makes the blocks they filled findable.
+    /// Notes that the chunks' keys and values are in the cache, those of the proposals as far as they have come true,
+    /// and makes the blocks they filled findable. The sequences have been given their new tokens.
     pub(crate) fn mark_computed(&mut self, chunks: &[Chunk]) {
         let block_size = self.limits.block_size;
         for chunk in chunks {
             let sequence = &mut self.running[chunk.sequence];
-            sequence.computed = chunk.positions.end;
+            let came_true = chunk.proposed.iter().zip(&sequence.tokens[chunk.own_end()..]);
+            let accepted = came_true.take_while(|(proposed, token)| proposed == token).count();
+            sequence.computed = chunk.own_end() + accepted;
+            sequence.pace.note(chunk.proposed.len(), accepted);
+            self.counts.verifications += u64::from(!chunk.proposed.is_empty());
+            self.counts.proposed_tokens += chunk.proposed.len() as u64;
+            self.counts.accepted_tokens += accepted as u64;
             while self.limits.prefix_cache && (sequence.published + 1) * block_size <= sequence.computed {
                 let n = sequence.published;
                 let tokens = &sequence.tokens[n * block_size..(n + 1) * block_size];
@@ -133,9 +183,7 @@ impl Scheduler {
             waiting: self.waiting.len(),
             num_blocks: self.pool.num_blocks(),
             free_blocks: self.pool.num_free(),
-            looked_up_tokens: self.looked_up_tokens,
-            cached_tokens: self.cached_tokens,
-            preemptions: self.preemptions,
+            ..self.counts.clone()
         }
     }
 
@@ -144,13 +192,23 @@ impl Scheduler {
         let Sequence { computed, ref tokens, .. } = self.running[sequence];
         let end = tokens.len().min(computed + *budget);
         *budget -= end - computed;
-        Chunk { sequence, positions: computed..end }
+        Chunk { sequence, positions: computed..end, room: 0, proposed: Vec::new() }
     }
 
-    /// Gives a running sequence the blocks for all of its tokens; false when there are too few.
-    fn reserve(&mut self, index: usize) -> bool {
+    /// How many tokens to propose behind those of a running sequence, with blocks for them: none that could not be used.
+    fn room(&mut self, index: usize, budget: usize) -> usize {
+        let sequence = &self.running[index];
+        let len = sequence.tokens.len();
+        let usable = sequence.max_tokens.saturating_sub(sequence.generated() + 1);
+        let wanted = sequence.pace.proposals(&self.limits.proposals).min(usable).min(budget);
+        self.reserve(index, len + wanted);
+        wanted.min(self.running[index].block_table.len() * self.limits.block_size - len)
+    }
+
+    /// Gives a running sequence the blocks for so many tokens; false, with as many as there are, when that is too few.
+    fn reserve(&mut self, index: usize, tokens: usize) -> bool {
         let sequence = &mut self.running[index];
-        while sequence.block_table.len() < sequence.tokens.len().div_ceil(self.limits.block_size) {
+        while sequence.block_table.len() < tokens.div_ceil(self.limits.block_size) {
             let Some(block) = self.pool.allocate() else { return false };
             sequence.block_table.push(block);
         }
@@ -166,7 +224,7 @@ impl Scheduler {
         );
         self.release(&mut sequence);
         self.waiting.push_front(sequence);
-        self.preemptions += 1;
+        self.counts.preemptions += 1;
     }
 
     /// Moves the sequence that has waited longest to the running ones, with the blocks for all of its tokens, those
@@ -191,10 +249,11 @@ impl Scheduler {
         }
         sequence.published = cached.len();
         sequence.computed = cached.len() * block_size;
-        self.looked_up_tokens += sequence.tokens.len() as u64;
-        self.cached_tokens += sequence.computed as u64;
+        self.counts.looked_up_tokens += sequence.tokens.len() as u64;
+        self.counts.cached_tokens += sequence.computed as u64;
+        let tokens = sequence.tokens.len();
         self.running.push(sequence);
-        let reserved = self.reserve(self.running.len() - 1);
+        let reserved = self.reserve(self.running.len() - 1, tokens);
         debug_assert!(reserved, "the blocks were counted before");
         true
     }

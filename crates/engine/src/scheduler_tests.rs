@@ -8,6 +8,9 @@ use crate::{Logprobs, Request, SamplingParams, TokenLogprob};
 /// tables from a cache that holds token ids, so that a wrong block gives a wrong token.
 struct World {
     scheduler: Scheduler,
+    guesses: Dice,
+    /// Of five proposals.
+    wrong: usize,
     cache: Vec<Option<u32>>, // [num_blocks * block_size]
     outputs: BTreeMap<SequenceId, Vec<StepOutput>>,
     next_id: u64,
@@ -20,7 +23,8 @@ fn hash(tokens: impl IntoIterator<Item = u32>) -> u32 {
 impl World {
     fn new(num_blocks: usize, limits: Limits) -> Self {
         let cache = vec![None; num_blocks * limits.block_size];
-        World { scheduler: Scheduler::new(num_blocks, limits), cache, outputs: BTreeMap::new(), next_id: 0 }
+        let scheduler = Scheduler::new(num_blocks, limits);
+        World { scheduler, guesses: Dice(0), wrong: 1, cache, outputs: BTreeMap::new(), next_id: 0 }
     }
 
     fn add(&mut self, prompt: &[u32], max_tokens: usize) -> SequenceId {
@@ -36,7 +40,10 @@ impl World {
     }
 
     fn step(&mut self) -> Vec<Chunk> {
-        let chunks = self.scheduler.schedule();
+        let mut chunks = self.scheduler.schedule();
+        let rows: usize = chunks.iter().map(|chunk| chunk.positions.len() + chunk.room).sum();
+        assert!(rows <= self.scheduler.limits.max_batched_tokens);
+        chunks.iter_mut().for_each(|chunk| self.propose(chunk));
         let block_size = self.scheduler.limits.block_size;
         let mut predictions = Vec::new();
         for chunk in &chunks {
@@ -45,9 +52,12 @@ impl World {
             assert_eq!(chunk.positions.start, sequence.computed);
             let slot = |p: usize| sequence.block_table[p / block_size] as usize * block_size + p % block_size;
             for p in chunk.positions.clone() {
-                self.cache[slot(p)] = Some(sequence.tokens[p]);
+                self.cache[slot(p)] = Some(chunk.token(sequence, p));
             }
             for p in sequence.rows(&chunk.positions) {
+                if chunk.proposed_up_to(p) != self.truth(chunk, p) {
+                    break; // it builds on a proposal that was wrong
+                }
                 let token = hash((0..=p).map(|q| self.cache[slot(q)].expect("a key that was never written")));
                 predictions.push((
                     chunk.sequence,
@@ -61,15 +71,30 @@ impl World {
                 ));
             }
         }
-        self.scheduler.mark_computed(&chunks);
         for (index, prediction) in predictions {
             if let Some(output) = self.scheduler.running_mut()[index].accept(prediction) {
                 self.outputs.entry(output.id).or_default().push(output);
             }
         }
+        self.scheduler.mark_computed(&chunks);
         self.scheduler.retire();
         self.check();
         chunks
+    }
+
+    /// Fills a chunk's room with guesses.
+    fn propose(&mut self, chunk: &mut Chunk) {
+        for _ in 0..chunk.room {
+            let right = *self.truth(chunk, chunk.positions.end).last().expect("the token after the chunk");
+            let wrong = self.guesses.below(5) < self.wrong;
+            chunk.propose(if wrong { right + 1 } else { right });
+        }
+    }
+
+    /// What [`Chunk::proposed_up_to`] would be if all of it came true.
+    fn truth(&self, chunk: &Chunk, position: usize) -> Vec<u32> {
+        let own = &self.scheduler.running[chunk.sequence].tokens[..chunk.own_end()];
+        alone(own, (position + 1).saturating_sub(own.len()))
     }
 
     /// The books agree, nobody runs over the limits, and the order of arrival is kept.
@@ -100,7 +125,7 @@ impl World {
 }
 
 fn limits(block_size: usize, max_batched_tokens: usize, max_sequences: usize) -> Limits {
-    Limits { block_size, max_batched_tokens, max_sequences, prefix_cache: true }
+    Limits { block_size, max_batched_tokens, max_sequences, prefix_cache: true, proposals: 0..=0 }
 }
 
 /// What a sequence must get, whatever else happens.
@@ -111,7 +136,7 @@ fn alone(prompt: &[u32], max_tokens: usize) -> Vec<u32> {
 }
 
 fn chunk(sequence: usize, positions: Range<usize>) -> Chunk {
-    Chunk { sequence, positions }
+    Chunk { sequence, positions, room: 0, proposed: vec![] }
 }
 
 #[test]
@@ -250,5 +275,53 @@ fn stress() {
             );
         }
         check_stress(seed, 9, Limits { prefix_cache: false, ..limits(3, 16, 5) });
+        let proposing = |limits| Limits { proposals: 1..=5, ..limits };
+        for stats in [
+            check_stress(seed, 6, proposing(limits(4, 7, 3))),
+            check_stress(seed, 12, proposing(limits(2, 64, 8))),
+            check_stress(seed, 30, proposing(limits(1, 9, 3))),
+        ] {
+            let Stats { preemptions, cached_tokens, proposed_tokens, accepted_tokens, .. } = stats;
+            assert!(preemptions > 0 && cached_tokens > 0, "seed {seed} stressed nothing: {stats:?}");
+            assert!(accepted_tokens > 0 && proposed_tokens > accepted_tokens, "seed {seed}: {stats:?}");
+        }
     }
+}
+
+#[test]
+fn only_proposals_that_came_true_are_computed() {
+    let check = |wrong, next: Range<usize>| {
+        let mut world = World::new(32, Limits { proposals: 4..=4, ..limits(2, 64, 4) });
+        world.wrong = wrong;
+        world.add(&[1, 2], 20);
+        world.step();
+        let chunk = world.step().remove(0);
+        assert_eq!(chunk.positions.start..chunk.own_end(), next);
+    };
+    check(0, 6..7);
+    check(5, 2..3);
+}
+
+#[test]
+fn proposals_take_what_is_left() {
+    let proposing = |limits| Limits { proposals: 0..=4, ..limits };
+    let rooms = |world: &mut World| -> Vec<(Range<usize>, usize)> {
+        world.step().into_iter().map(|chunk| (chunk.positions.start..chunk.own_end(), chunk.room)).collect()
+    };
+    // Of the budget of 8, the prompts take theirs first; the oldest is served first with the rest.
+    let mut world = World::new(32, proposing(limits(2, 8, 4)));
+    world.add(&[1, 2], 9);
+    world.add(&[3], 2);
+    world.add(&[4], 1);
+    assert_eq!(rooms(&mut world), [(0..2, 4), (0..1, 0), (0..1, 0)]);
+    // A chunk that does not reach the end of its tokens has no room.
+    let mut world = World::new(32, proposing(limits(2, 3, 4)));
+    world.add(&[1, 2, 3, 4], 9);
+    assert_eq!(rooms(&mut world), [(0..3, 0)]);
+    assert_eq!(rooms(&mut world), [(3..4, 2)]);
+    // Blocks: two sequences of three tokens fill four of five; there is one more for the oldest.
+    let mut world = World::new(5, proposing(limits(2, 64, 4)));
+    world.add(&[1, 2, 3], 5);
+    world.add(&[3, 2, 1], 5);
+    assert_eq!(rooms(&mut world), [(0..3, 3), (0..3, 1)]);
 }

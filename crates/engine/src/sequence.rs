@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::block_pool::{BlockId, PrefixId};
+use crate::pace::Pace;
 use crate::{Logprobs, Request, SamplingParams};
 
 /// Names a sequence for as long as the engine lives; later ones have larger numbers.
@@ -49,7 +50,7 @@ pub enum SequenceError {
     NothingToChoose,
 }
 
-/// What one step brought for one sequence.
+/// One token of a sequence, or its end. Speculation may bring several in one step, in their order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepOutput {
     /// Whose it is.
@@ -100,6 +101,8 @@ pub(crate) struct Sequence {
     pub next_row: usize,
     prompt_logprobs: Option<Vec<Option<Logprobs>>>,
     pub finished: Option<FinishReason>,
+    /// How far ahead to propose.
+    pub pace: Pace,
 
     /// Tokens whose keys and values are in the cache: a prefix of `tokens`.
     pub computed: usize,
@@ -130,6 +133,7 @@ impl Sequence {
             tokens: prompt,
             params,
             finished: None,
+            pace: Pace::new(),
             computed: 0,
             block_table: Vec::new(),
             published: 0,
@@ -150,7 +154,7 @@ impl Sequence {
     /// Takes what was predicted after position `next_row`; the output, unless that was inside the prompt.
     pub(crate) fn accept(&mut self, prediction: Prediction) -> Option<StepOutput> {
         if self.finished.is_some() {
-            return None; // it failed at an earlier row of the same step
+            return None; // it ended at an earlier row of the same step
         }
         self.next_row += 1;
         let (mut new_token, mut new_logprobs) = (None, None);
@@ -233,6 +237,14 @@ mod tests {
         assert_eq!(first.prompt_logprobs, Some(vec![None, Some(of(6)), Some(of(7))]));
         let second = sequence.accept(Prediction::Token { token: 9, logprobs: None }).unwrap();
         assert_eq!(second.prompt_logprobs, None);
+    }
+
+    #[test]
+    fn nothing_comes_after_the_end() {
+        let mut sequence = sequence(&[5, 6], SamplingParams::default());
+        assert!(sequence.accept(Prediction::Token { token: 2, logprobs: None }).is_some());
+        assert_eq!(sequence.accept(Prediction::Token { token: 7, logprobs: None }), None);
+        assert_eq!(sequence.tokens, [5, 6, 2]);
     }
 
     #[test]

@@ -11,41 +11,7 @@ use kanana_engine::{
     Engine, EngineError, EngineOptions, FinishReason, Request, SamplingParams, SequenceError, SequenceId,
 };
 use kanana_model::Batch;
-use world::{Answer, POISON, World, prompt, worlds};
-
-/// Prompts of awkward lengths, some with a common beginning, under awkward sampling parameters; log-probabilities of
-/// every token are part of what is compared.
-fn requests() -> Vec<Request> {
-    let params = |json: &str| SamplingParams { logprobs: Some(3), ..serde_json::from_str(json).unwrap() };
-    let common = prompt(1, 37);
-    let beginning = |n: usize, seed| [&common[..n], &prompt(seed, 5)[..]].concat();
-    vec![
-        Request { prompt: prompt(2, 1), params: params(r#"{"temperature": 0, "max_tokens": 20}"#) },
-        Request { prompt: common.clone(), params: params(r#"{"seed": 5, "max_tokens": 17}"#) },
-        Request { prompt: beginning(32, 3), params: params(r#"{"seed": 6, "top_p": 0.9, "max_tokens": 9}"#) },
-        Request {
-            prompt: beginning(33, 4),
-            params: params(r#"{"seed": 7, "temperature": 2.5, "repetition_penalty": 1.3, "max_tokens": 25}"#),
-        },
-        Request {
-            prompt: prompt(5, 16),
-            params: params(
-                r#"{"temperature": 0, "frequency_penalty": 0.1, "max_tokens": 12, "prompt_logprobs": 2}"#,
-            ),
-        },
-        Request { prompt: common, params: params(r#"{"seed": 5, "max_tokens": 17, "prompt_logprobs": 1}"#) },
-        Request {
-            prompt: prompt(6, 50),
-            params: params(r#"{"seed": 8, "min_p": 0.2, "top_k": 30, "max_tokens": 3}"#),
-        },
-    ]
-}
-
-/// Every request by itself, in an engine of its own that knows no prefix.
-fn alone(world: &World) -> Vec<Answer> {
-    let options = EngineOptions { prefix_cache: false, ..world.options() };
-    requests().into_iter().map(|request| world.engine(options.clone()).answer(request)).collect()
-}
+use world::{POISON, alone, prompt, requests, worlds};
 
 /// All requests at once, in engines that `change` sets up, answer like each request alone.
 fn check(what: &str, change: impl Fn(&mut EngineOptions), inspect: impl Fn(&Engine)) {

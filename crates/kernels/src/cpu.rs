@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use kanana_tensor::{DType, Device, Pool, Tensor};
 
-use crate::ops::linear::cpu::Machine;
 use crate::ops::{attention, elementwise, embedding, linear, log_sum_exp, rms_norm, rope, route, rows};
 use crate::runtime::Isa;
+use crate::runtime::Machine;
 use crate::runtime::threads::Threads;
-use crate::{Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{Format, Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
 /// How a [`Cpu`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,8 +76,8 @@ impl Kernels for Cpu {
     fn download(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.clone())
     }
-    fn pack(&self, matrix: &Tensor, dtype: DType) -> Result<Weight> {
-        linear::pack::pack(&self.threads, matrix, dtype)
+    fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
+        linear::pack::pack(&self.threads, matrix, format)
     }
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
         embedding::cpu::embedding(self.machine(), ids, table)

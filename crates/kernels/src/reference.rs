@@ -3,9 +3,9 @@
 use kanana_tensor::{DType, Device, Tensor};
 
 use crate::ops::{
-    attention, check, elementwise, embedding, linear, log_sum_exp, rms_norm, rope, route, rows,
+    attention, check, elementwise, embedding, experts, linear, log_sum_exp, rms_norm, rope, route, rows,
 };
-use crate::{Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{Format, Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
 /// Naive f32 implementation of the vocabulary.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,8 +24,8 @@ impl Kernels for Reference {
     fn download(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.clone())
     }
-    fn pack(&self, matrix: &Tensor, dtype: DType) -> Result<Weight> {
-        linear::reference::pack(matrix, dtype)
+    fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
+        linear::reference::pack(matrix, format)
     }
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
         embedding::reference::embedding(ids, table)
@@ -85,8 +85,7 @@ impl Kernels for Reference {
 
     /// Token by token and expert by expert, the definition itself, rather than the grouped default.
     fn experts(&self, x: &Tensor, routing: &Routing, experts: &[crate::Expert]) -> Result<Tensor> {
-        let [tokens, width] = check::dims("experts", "x", x)?;
-        let [_, top_k] = check::dims("experts", "routing", &routing.experts)?;
+        let [tokens, width, top_k] = experts::check_experts(x, routing)?;
         let chosen = check::indices("experts", &routing.experts, experts.len())?;
         let weights = check::slice::<f32>("experts", &routing.weights)?;
         let mut out = vec![0.0; tokens * width];

@@ -1,16 +1,17 @@
 //! The trait itself. Legend: T packed tokens, D hidden, N query heads, K kv heads, H head_dim, F ffn, V vocabulary,
 //! X experts, S sequences, R any number of rows, A chosen experts per token, B cache blocks, P positions in a block.
 //!
-//! Every op is a function from tensors to new tensors (only [`Kernels::write_kv`] writes in place), so that a tape can
-//! wrap any implementation: it calls the inner op, notes the arguments, and replays the notes backwards. Index data
-//! (ids, positions, block tables) are tensors too, so that a device can keep them beside the rest.
-//! Activations are f32. A row's result never depends on the other rows, on the number of threads or on chunking.
-//! Fused ops have default bodies made of plain ops: a new implementation starts small and gets fast op by op.
+//! Every op is a function from tensors to new tensors ([`Kernels::write_kv`] writes in place, and
+//! [`Kernels::scatter_add_rows`] takes its base by value), so that a tape can wrap any implementation: it calls the
+//! inner op, notes the arguments, and replays the notes backwards. Index data (ids, positions, block tables) are tensors
+//! too, so that a device can keep them beside the rest. Activations are f32. A row's result never depends on the other
+//! rows, on the number of threads or on chunking. Fused ops have default bodies made of plain ops: a new implementation
+//! starts small and gets fast op by op.
 
 use kanana_tensor::{DType, Device, Tensor};
 
 use crate::ops::experts;
-use crate::{Expert, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{Expert, Format, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
 /// The operations a transformer is made of, on one machine.
 pub trait Kernels: Send + Sync {
@@ -28,12 +29,12 @@ pub trait Kernels: Send + Sync {
     /// A copy of a device tensor in host memory; the same handle where they are one memory.
     fn download(&self, tensor: &Tensor) -> Result<Tensor>;
 
-    /// Lays a matrix out as [`Kernels::linear`] and [`Kernels::embedding`] of this implementation read it, stored as
-    /// `dtype` (f32 or bf16).
+    /// Lays a matrix out as [`Kernels::linear`] and [`Kernels::embedding`] of this implementation read it, stored in
+    /// `format`.
     ///
     /// Shapes: `matrix [N, K]`, f32, f16 or bf16: `N` outputs of `K` inputs, as checkpoints store it.
     /// Cost: reads the source once; the source may be freed afterwards.
-    fn pack(&self, matrix: &Tensor, dtype: DType) -> Result<Weight>;
+    fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight>;
 
     // --------------------------------------------------------------------------------------------- plain ops
 
@@ -42,11 +43,12 @@ pub trait Kernels: Send + Sync {
     /// Shapes: `ids [T] u32`, `table [V, D]` → `[T, D]`. Errors: an id of `V` or more. Cost: T·D reads.
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor>;
 
-    /// `x · wᵀ`: with bf16 weights, `x` is rounded to bf16 first (as matrix units take it) and products are summed in f32.
+    /// `x · wᵀ`. With bf16 weights `x` is rounded to bf16 first, as matrix units take it, and products are summed in f32;
+    /// with quantised weights `x` is quantised to 8 bits for each row and group of 64, and sums of a group are exact.
     ///
     /// Shapes: `x [T, K]`, `w [N, K]` → `[T, N]`. Cost: 2·T·N·K FLOPs, N·K weight reads.
     /// Order of sums: bf16 weights sum, over each block of 32 k, even and odd products apart, add the two, add that to
-    /// the accumulator (the order of `tdpbf16ps`, Intel SDM); f32 weights sum in the order of k.
+    /// the accumulator (the order of `tdpbf16ps`, Intel SDM); f32 weights sum in the order of k, quantised ones in that of the groups.
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor>;
 
     /// Root-mean-square norm: `x / sqrt(mean(x²) + eps) · weight` over the last dimension.

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
 
-use kanana_kernels::{Cpu, Gate, Kernels, KeyValues, Reference, Result, RopeTable, RouterOptions, Spans};
+use kanana_kernels::{
+    Cpu, Format, Gate, Kernels, KeyValues, Reference, Result, RopeTable, RouterOptions, Spans,
+};
 use kanana_tensor::{DType, Tensor};
 
 fn f32s(shape: &[usize]) -> Tensor {
@@ -24,9 +26,9 @@ fn check<T>(expected: &str, call: impl Fn(&dyn Kernels) -> Result<T>) {
 #[test]
 fn shapes_are_checked() {
     check("linear: x has shape [2, 3], expected [T, 4]", |k| {
-        k.linear(&f32s(&[2, 3]), &k.pack(&f32s(&[5, 4]), DType::F32)?)
+        k.linear(&f32s(&[2, 3]), &k.pack(&f32s(&[5, 4]), Format::F32)?)
     });
-    check("pack: matrix has shape [4]", |k| k.pack(&f32s(&[4]), DType::F32));
+    check("pack: matrix has shape [4]", |k| k.pack(&f32s(&[4]), Format::F32));
     check("rms_norm: weight has shape [3], expected [4]", |k| k.rms_norm(&f32s(&[2, 4]), &f32s(&[3]), 1e-5));
     check("add: second argument has shape [3, 2]", |k| k.add(&f32s(&[2, 3]), &f32s(&[3, 2])));
     check("add_bias: bias", |k| k.add_bias(&f32s(&[2, 3]), &f32s(&[2])));
@@ -42,7 +44,7 @@ fn shapes_are_checked() {
 
 #[test]
 fn dtypes_are_checked() {
-    check("pack: dtype is u32", |k| k.pack(&f32s(&[2, 2]), DType::U32));
+    check("got u32", |k| k.pack(&Tensor::zeros(&[2, 2], DType::U32), Format::F32));
     check("cast: dtype is f16", |k| k.cast(&f32s(&[2]), DType::F16));
     check("expected a f32 tensor, got bf16", |k| k.add(&Tensor::zeros(&[2], DType::BF16), &f32s(&[2])));
 }
@@ -50,7 +52,7 @@ fn dtypes_are_checked() {
 #[test]
 fn indices_are_checked() {
     check("embedding: index 5 is out of range, there are 5", |k| {
-        k.embedding(&u32s(&[5]), &k.pack(&f32s(&[5, 2]), DType::F32)?)
+        k.embedding(&u32s(&[5]), &k.pack(&f32s(&[5, 2]), Format::F32)?)
     });
     check("gather_rows: index 2", |k| k.gather_rows(&f32s(&[2, 3]), &u32s(&[0, 2])));
     let table = RopeTable { cos: f32s(&[10, 2]), sin: f32s(&[10, 2]) };
@@ -91,7 +93,7 @@ fn block_tables_are_checked() {
 
 #[test]
 fn a_weight_of_another_implementation_is_refused() {
-    let (foreign, cpu) = (Reference.pack(&f32s(&[2, 2]), DType::F32).unwrap(), Cpu::default());
+    let (foreign, cpu) = (Reference.pack(&f32s(&[2, 2]), Format::F32).unwrap(), Cpu::default());
     assert!(cpu.linear(&f32s(&[1, 2]), &foreign).unwrap_err().to_string().contains("pack it with"));
 }
 

@@ -7,7 +7,8 @@
 
 use kanana_kernels::runtime::Isa;
 use kanana_kernels::{
-    Cpu, CpuOptions, Expert, Gate, Kernels, KeyValues, Reference, Result, RopeTable, RouterOptions, Spans,
+    Cpu, CpuOptions, Expert, Format, Gate, Kernels, KeyValues, Reference, Result, RopeTable, RouterOptions,
+    Spans,
 };
 use kanana_tensor::{DType, Tensor};
 
@@ -49,7 +50,16 @@ impl Inputs {
     }
 }
 
-const WEIGHT_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+const KV_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+/// For two products with an activation between them, which all but f32 weights round: a last bit may fall either way.
+fn tolerance_after_rounding(format: Format) -> f32 {
+    match format {
+        Format::F32 => 1e-5,
+        Format::BF16 => 5e-3,
+        Format::Q8 | Format::Q4 => 1e-2,
+    }
+}
 
 fn cases(seed: u64) -> Vec<Case> {
     let mut list = List { cases: Vec::new(), inputs: Inputs(seed) };
@@ -87,29 +97,29 @@ impl List {
             (30, 48, 160),
             (1, 300, 96),
         ];
-        for dtype in WEIGHT_DTYPES {
+        for format in Format::ALL {
             for (t, n, k) in shapes {
                 let (x, w) = (self.inputs.tensor(&[t, k]), self.inputs.tensor(&[n, k]));
                 let (a, b, base) =
                     (self.inputs.tensor(&[3, k]), self.inputs.tensor(&[n, 3]), self.inputs.tensor(&[t, n]));
                 let ids = self.inputs.ids(t, n);
                 let (x2, w2) = (x.clone(), w.clone());
-                self.add(format!("linear {dtype} {t}x{n}x{k}"), 2e-6, move |kernels| {
-                    Ok(vec![kernels.linear(&x, &kernels.pack(&w, dtype)?)?])
+                self.add(format!("linear {format} {t}x{n}x{k}"), 2e-6, move |kernels| {
+                    Ok(vec![kernels.linear(&x, &kernels.pack(&w, format)?)?])
                 });
                 let (x, w) = (x2.clone(), w2.clone());
-                self.add(format!("linears {dtype} {t}x{n}x{k}"), 2e-6, move |kernels| {
-                    let (first, second) = (kernels.pack(&w, dtype)?, kernels.pack(&a, dtype)?);
-                    let mixed = kernels.pack(&w, DType::F32)?;
+                self.add(format!("linears {format} {t}x{n}x{k}"), 2e-6, move |kernels| {
+                    let (first, second) = (kernels.pack(&w, format)?, kernels.pack(&a, format)?);
+                    let mixed = kernels.pack(&w, Format::F32)?;
                     kernels.linears(&x, &[&first, &second, &mixed])
                 });
                 let a = self.inputs.tensor(&[3, k]);
-                self.add(format!("low_rank {dtype} {t}x{n}x{k}"), 1e-5, move |kernels| {
-                    let (a, b) = (kernels.pack(&a, DType::F32)?, kernels.pack(&b, DType::F32)?);
+                self.add(format!("low_rank {format} {t}x{n}x{k}"), 1e-5, move |kernels| {
+                    let (a, b) = (kernels.pack(&a, Format::F32)?, kernels.pack(&b, Format::F32)?);
                     Ok(vec![kernels.low_rank(&base, &x2, &a, &b, 0.37)?])
                 });
-                self.add(format!("embedding {dtype} {t} of {n}x{k}"), 0.0, move |kernels| {
-                    Ok(vec![kernels.embedding(&ids, &kernels.pack(&w2, dtype)?)?])
+                self.add(format!("embedding {format} {t} of {n}x{k}"), 0.0, move |kernels| {
+                    Ok(vec![kernels.embedding(&ids, &kernels.pack(&w2, format)?)?])
                 });
             }
             let (x, gate, up, down) = (
@@ -118,10 +128,9 @@ impl List {
                 self.inputs.tensor(&[77, 40]),
                 self.inputs.tensor(&[40, 77]),
             );
-            // With bf16 weights the activation between the products is rounded: one last bit may fall either way.
-            let tolerance = if dtype == DType::BF16 { 3e-3 } else { 1e-5 };
-            self.add(format!("swiglu {dtype}"), tolerance, move |kernels| {
-                let pack = |w: &Tensor| kernels.pack(w, dtype);
+            let tolerance = tolerance_after_rounding(format);
+            self.add(format!("swiglu {format}"), tolerance, move |kernels| {
+                let pack = |w: &Tensor| kernels.pack(w, format);
                 Ok(vec![kernels.swiglu(&x, &pack(&gate)?, &pack(&up)?, &pack(&down)?)?])
             });
         }
@@ -201,7 +210,7 @@ impl List {
                 });
             }
         }
-        for dtype in WEIGHT_DTYPES {
+        for format in Format::ALL {
             let (t, d, f, count) = (10, 24, 18, 6);
             let (x, logits) = (self.inputs.tensor(&[t, d]), self.inputs.tensor(&[t, count]));
             let weights: Vec<[Tensor; 3]> = (0..count)
@@ -209,11 +218,11 @@ impl List {
                     [self.inputs.tensor(&[f, d]), self.inputs.tensor(&[f, d]), self.inputs.tensor(&[d, f])]
                 })
                 .collect();
-            let tolerance = if dtype == DType::BF16 { 5e-3 } else { 1e-5 };
-            self.add(format!("experts {dtype}"), tolerance, move |kernels| {
+            let tolerance = tolerance_after_rounding(format);
+            self.add(format!("experts {format}"), tolerance, move |kernels| {
                 let options = RouterOptions { gate: Gate::Softmax, top_k: 2, renormalise: true, scale: 1.0 };
                 let routing = kernels.route(&logits, options)?;
-                let pack = |w: &Tensor| kernels.pack(w, dtype);
+                let pack = |w: &Tensor| kernels.pack(w, format);
                 let experts: Vec<Expert> = weights
                     .iter()
                     .map(|[gate, up, down]| {
@@ -231,7 +240,7 @@ impl List {
         let packed: [&[usize]; 4] = [&[1], &[5, 1, 64], &[63, 65], &[150]];
         let paged: [&[(usize, usize)]; 4] =
             [&[(1, 1)], &[(1, 200), (1, 64), (1, 65)], &[(7, 70), (33, 33)], &[(40, 129)]];
-        for dtype in WEIGHT_DTYPES {
+        for dtype in KV_DTYPES {
             for causal in [true, false] {
                 for (n, kv, h) in heads {
                     for lens in packed {
@@ -385,16 +394,19 @@ fn bits_do_not_depend_on_threads_or_vector_width() {
 #[test]
 fn products_do_not_depend_on_the_batch() {
     let mut inputs = Inputs(3);
-    for dtype in WEIGHT_DTYPES {
+    for format in Format::ALL {
         for (n, k) in [(131, 77), (200, 4000)] {
             let (x, w) = (inputs.tensor(&[61, k]), inputs.tensor(&[n, k]));
             for (name, kernels) in implementations() {
-                let w = kernels.pack(&w, dtype).unwrap();
+                let w = kernels.pack(&w, format).unwrap();
                 let all = kernels.linear(&x, &w).unwrap();
                 for count in [1, 2, 3, 4, 5, 11, 12, 13, 17, 60] {
                     let some = kernels.linear(&x.slice_rows(61 - count..61).unwrap(), &w).unwrap();
                     let expected = all.slice_rows(61 - count..61).unwrap();
-                    assert!(some.as_bytes() == expected.as_bytes(), "{name} {dtype} {count} rows of {n}x{k}");
+                    assert!(
+                        some.as_bytes() == expected.as_bytes(),
+                        "{name} {format} {count} rows of {n}x{k}"
+                    );
                 }
             }
         }
@@ -402,7 +414,7 @@ fn products_do_not_depend_on_the_batch() {
 }
 
 #[test]
-fn weights_pack_from_every_float_dtype() {
+fn weights_pack_from_every_float_dtype_to_every_format() {
     let values = [0.5f32, -1.25, 3.0, 0.0, 2.0, -8.0];
     let x = Tensor::from_slice(&[1, 3], &[1.0f32, 2.0, 4.0]).unwrap();
     let f16: Vec<_> = values.iter().map(|&x| kanana_tensor::f16::from_f32(x)).collect();
@@ -413,11 +425,14 @@ fn weights_pack_from_every_float_dtype() {
         Tensor::from_slice(&[2, 3], &bf16).unwrap(),
     ];
     for source in &sources {
-        for dtype in WEIGHT_DTYPES {
+        for format in Format::ALL {
             let kernels = Cpu::default();
-            let w = kernels.pack(source, dtype).unwrap();
-            assert_eq!((w.out_features(), w.in_features(), w.dtype()), (2, 3, dtype));
-            assert_eq!(kernels.linear(&x, &w).unwrap().to_f32_vec().unwrap(), [10.0, -28.0]);
+            let w = kernels.pack(source, format).unwrap();
+            assert_eq!((w.out_features(), w.in_features(), w.format()), (2, 3, format));
+            let y = kernels.linear(&x, &w).unwrap().to_f32_vec().unwrap();
+            // Inputs beside quantised weights are rounded to 127 steps.
+            let tolerance = if format.is_quantised() { 0.15 } else { 0.0 };
+            assert!((y[0] - 10.0).abs() <= tolerance && (y[1] + 28.0).abs() <= tolerance, "{format}: {y:?}");
         }
     }
 }
@@ -427,9 +442,9 @@ fn not_a_number_stays_one() {
     let nan = Tensor::from_slice(&[1, 20], &[f32::NAN; 20]).unwrap();
     let ones = Tensor::from_slice(&[2, 20], &[1f32; 40]).unwrap();
     for (name, kernels) in implementations() {
-        for dtype in WEIGHT_DTYPES {
-            let y = kernels.linear(&nan, &kernels.pack(&ones, dtype).unwrap()).unwrap();
-            assert!(y.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} linear {dtype}");
+        for format in Format::ALL {
+            let y = kernels.linear(&nan, &kernels.pack(&ones, format).unwrap()).unwrap();
+            assert!(y.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} linear {format}");
         }
         let silu = kernels.silu_mul(&nan, &nan).unwrap();
         assert!(silu.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} silu_mul");

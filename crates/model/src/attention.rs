@@ -20,7 +20,7 @@ pub(crate) struct Attention {
     num_kv_heads: usize,    // K
     head_dim: usize,        // H
     rms_norm_eps: f32,
-    dtype: DType, // keys and values are rounded to this, with a cache and without
+    kv_dtype: DType, // keys and values are rounded to this, with a cache and without
 }
 
 impl Attention {
@@ -45,7 +45,7 @@ impl Attention {
             num_kv_heads: k,
             head_dim: h,
             rms_norm_eps: config.rms_norm_eps as f32,
-            dtype: loader.dtype(),
+            kv_dtype: loader.kv_dtype(),
         })
     }
 
@@ -78,7 +78,7 @@ impl Attention {
                 kernels.attention(&q_tnh, kv, &step.spans, scale)?
             }
             _ => {
-                let (k, v) = (kernels.cast(&k_tkh, self.dtype)?, kernels.cast(&v_tkh, self.dtype)?);
+                let (k, v) = (kernels.cast(&k_tkh, self.kv_dtype)?, kernels.cast(&v_tkh, self.kv_dtype)?);
                 kernels.attention(&q_tnh, KeyValues::Packed { k: &k, v: &v }, &step.spans, scale)?
             }
         };

@@ -3,6 +3,7 @@
 //! Shapes: D hidden, N query heads, K kv heads, H head_dim, F ffn, V vocabulary, X experts, A active experts, L layers.
 //! Tests: `cargo test -p kanana-model cost`.
 
+use kanana_kernels::Format;
 use kanana_tensor::DType;
 
 use crate::{Config, Mixture};
@@ -81,13 +82,16 @@ pub fn flops_per_token(config: &Config, context: usize) -> u64 {
 }
 
 /// Bytes read to decode one token alone behind `context` tokens: the weights it meets, one row of the embedding, and
-/// the keys and values before it. `dtype` is that of weights and cache. A batch reads the dense weights once for all.
-pub fn decode_bytes_per_token(config: &Config, dtype: DType, context: usize) -> u64 {
-    let d = wide(config.hidden_size);
-    let active = u128::from(parameters(config).active);
-    let not_read = if config.tie_word_embeddings { 0 } else { (wide(config.vocab_size) - 1) * d };
-    let cache = u128::from(kv_bytes_per_token(config, dtype)) * wide(context);
-    narrow((active - not_read) * wide(dtype.size()) + cache)
+/// the keys and values before it. A batch reads the dense weights once for all.
+pub fn decode_bytes_per_token(config: &Config, format: Format, context: usize) -> u64 {
+    let d = config.hidden_size as u64;
+    let counts = parameters(config);
+    let not_read =
+        if config.tie_word_embeddings { 0 } else { (config.vocab_size as u64 - 1).saturating_mul(d) };
+    let weights = format.bytes(counts.active - counts.embedding);
+    let embedding = format.of_embedding().bytes(counts.embedding - not_read);
+    let cache = u128::from(kv_bytes_per_token(config, format.kv_dtype())) * wide(context);
+    narrow(u128::from(weights) + u128::from(embedding) + cache)
 }
 
 /// Bytes of keys and values for every token of context: 2·L·K·H elements.
@@ -96,16 +100,17 @@ pub fn kv_bytes_per_token(config: &Config, dtype: DType) -> u64 {
     narrow(2 * wide(config.num_hidden_layers) * heads * wide(dtype.size()))
 }
 
-/// Bytes of all weights in a dtype.
-pub fn weight_bytes(config: &Config, dtype: DType) -> u64 {
-    narrow(u128::from(parameters(config).total) * wide(dtype.size()))
+/// Bytes of all weights in a format.
+pub fn weight_bytes(config: &Config, format: Format) -> u64 {
+    let counts = parameters(config);
+    format.bytes(counts.non_embedding()).saturating_add(format.of_embedding().bytes(counts.embedding))
 }
 
-/// Bytes needed to serve `context` tokens in all, with weights and cache in `dtype`.
-pub fn memory_needed(config: &Config, dtype: DType, context: usize) -> Memory {
+/// Bytes needed to serve `context` tokens in all, with weights in `format` and the cache that goes with it.
+pub fn memory_needed(config: &Config, format: Format, context: usize) -> Memory {
     Memory {
-        weights: weight_bytes(config, dtype),
-        kv_cache: narrow(u128::from(kv_bytes_per_token(config, dtype)) * wide(context)),
+        weights: weight_bytes(config, format),
+        kv_cache: narrow(u128::from(kv_bytes_per_token(config, format.kv_dtype())) * wide(context)),
         rope_table: narrow(wide(context) * wide(config.head_dim) * wide(DType::F32.size())),
     }
 }
@@ -200,10 +205,10 @@ mod tests {
         assert_eq!(kv_bytes_per_token(&config, DType::F32), 262_144);
         // 4 · 32 heads · 128 · 32 layers for every visible token.
         assert_eq!(flops_per_token(&config, 1000) - flops_per_token(&config, 0), 1000 * 524_288);
-        let decode = |context| decode_bytes_per_token(&config, DType::BF16, context);
+        let decode = |context| decode_bytes_per_token(&config, Format::BF16, context);
         assert_eq!(decode(1000) - decode(0), 1000 * 131_072);
         // All weights but the rows of the embedding that are not looked up.
-        assert_eq!(weight_bytes(&config, DType::BF16) - decode(0), 2 * 4096 * (128_256 - 1));
+        assert_eq!(weight_bytes(&config, Format::BF16) - decode(0), 2 * 4096 * (128_256 - 1));
     }
 
     #[test]
@@ -213,14 +218,23 @@ mod tests {
         let matrix = 1792 * 128_256;
         assert_eq!(parameters(&untied).total - parameters(&tied).total, matrix);
         assert_eq!(flops_per_token(&untied, 0), flops_per_token(&tied, 0));
-        assert_eq!(decode_bytes_per_token(&tied, DType::BF16, 0), weight_bytes(&tied, DType::BF16));
+        assert_eq!(decode_bytes_per_token(&tied, Format::BF16, 0), weight_bytes(&tied, Format::BF16));
     }
 
     #[test]
     fn memory_is_weights_cache_and_table() {
-        let memory = memory_needed(&preset("8b").unwrap().config, DType::BF16, 8192);
+        let memory = memory_needed(&preset("8b").unwrap().config, Format::BF16, 8192);
         assert_eq!(memory.weights, 2 * parameters(&preset("8b").unwrap().config).total);
         assert_eq!((memory.kv_cache, memory.rope_table), (1 << 30, 4 << 20));
         assert_eq!(memory.total(), memory.weights + (1 << 30) + (4 << 20));
+    }
+
+    #[test]
+    fn four_bits_are_4_and_a_half_and_the_embedding_8_and_a_half() {
+        let config = preset("nano-2.1b").unwrap().config;
+        let counts = parameters(&config);
+        let expected = counts.non_embedding() as f64 * 4.5 / 8.0 + counts.embedding as f64 * 8.5 / 8.0;
+        assert!((weight_bytes(&config, Format::Q4) as f64 / expected - 1.0).abs() < 1e-6);
+        assert_eq!(decode_bytes_per_token(&config, Format::Q4, 0), weight_bytes(&config, Format::Q4));
     }
 }

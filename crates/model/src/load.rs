@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use kanana_checkpoint::Checkpoint;
-use kanana_kernels::{Kernels, Weight};
+use kanana_kernels::{Format, Kernels, Weight};
 use kanana_tensor::{DType, Tensor, bf16};
 
 use crate::linear::Linear;
@@ -12,8 +12,9 @@ use crate::{ModelError, Result};
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Stored weights, and keys and values without a cache: f32 or bf16.
-    pub dtype: DType,
+    /// How weights are stored; the embedding and the output matrix as [`Format::of_embedding`] says. Also decides
+    /// what keys and values are rounded to.
+    pub format: Format,
     /// Positions the rotary table covers: the longest sequence that will be run, in tokens.
     pub max_positions: usize,
 }
@@ -93,7 +94,7 @@ impl Source for Random {
 pub(crate) struct Loader<'a> {
     kernels: &'a dyn Kernels,
     source: &'a dyn Source,
-    dtype: DType,
+    format: Format,
     /// Called with the parameters loaded so far.
     progress: &'a dyn Fn(u64),
     loaded: Cell<u64>,
@@ -103,23 +104,39 @@ impl<'a> Loader<'a> {
     pub(crate) fn new(
         kernels: &'a dyn Kernels,
         source: &'a dyn Source,
-        dtype: DType,
+        format: Format,
         progress: &'a dyn Fn(u64),
     ) -> Self {
-        Loader { kernels, source, dtype, progress, loaded: Cell::new(0) }
+        Loader { kernels, source, format, progress, loaded: Cell::new(0) }
     }
 
     pub(crate) fn kernels(&self) -> &'a dyn Kernels {
         self.kernels
     }
 
-    pub(crate) fn dtype(&self) -> DType {
-        self.dtype
+    /// What keys and values are rounded to.
+    pub(crate) fn kv_dtype(&self) -> DType {
+        self.format.kv_dtype()
     }
 
     /// A matrix in the layout of the machine.
     pub(crate) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        let weight = self.kernels.pack(&self.source.tensor(name, &shape)?, self.dtype)?;
+        self.matrix_as(name, shape, self.format)
+    }
+
+    /// The embedding, or the output matrix.
+    pub(crate) fn embedding(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        self.matrix_as(name, shape, self.format.of_embedding())
+    }
+
+    /// A router: a millionth of the weights, and a wrong choice of experts costs more than its bytes.
+    pub(crate) fn router(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        let format = if self.format.is_quantised() { Format::BF16 } else { self.format };
+        self.matrix_as(name, shape, format)
+    }
+
+    fn matrix_as(&self, name: &str, shape: [usize; 2], format: Format) -> Result<Weight> {
+        let weight = self.kernels.pack(&self.source.tensor(name, &shape)?, format)?;
         self.done(name, shape.iter().product());
         Ok(weight)
     }

@@ -41,7 +41,7 @@ impl Transformer {
         options: &LoadOptions,
         progress: &dyn Fn(u64),
     ) -> Result<Self> {
-        Self::build(&Loader::new(kernels, checkpoint, options.dtype, progress), config, options)
+        Self::build(&Loader::new(kernels, checkpoint, options.format, progress), config, options)
     }
 
     /// [`Transformer::load_with_progress`] without the progress.
@@ -56,8 +56,8 @@ impl Transformer {
 
     /// A model of this shape with weights drawn from a seed: to measure speed, and to test laws that hold for any weights.
     pub fn random(config: &Config, kernels: &dyn Kernels, options: &LoadOptions, seed: u64) -> Result<Self> {
-        let source = Random { seed, dtype: options.dtype };
-        Self::build(&Loader::new(kernels, &source, options.dtype, &|_| ()), config, options)
+        let source = Random { seed, dtype: options.format.kv_dtype() };
+        Self::build(&Loader::new(kernels, &source, options.format, &|_| ()), config, options)
     }
 
     fn build(loader: &Loader<'_>, config: &Config, options: &LoadOptions) -> Result<Self> {
@@ -69,14 +69,14 @@ impl Transformer {
         };
         Ok(Transformer {
             config: config.clone(),
-            embed_tokens: loader.matrix("model.embed_tokens.weight", [config.vocab_size, d])?,
+            embed_tokens: loader.embedding("model.embed_tokens.weight", [config.vocab_size, d])?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::load(loader, config, i))
                 .collect::<Result<_>>()?,
             norm: loader.vector("model.norm.weight", d)?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(loader.matrix("lm_head.weight", [config.vocab_size, d])?),
+                false => Some(loader.embedding("lm_head.weight", [config.vocab_size, d])?),
             },
             rope: RopeTable { cos: upload(&cos)?, sin: upload(&sin)? },
         })

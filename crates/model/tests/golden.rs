@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Chunk, block_tables, continue_greedily, paged_batch};
 use kanana_checkpoint::Checkpoint;
-use kanana_kernels::{Cpu, CpuOptions, Kernels, Reference};
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, Reference};
 use kanana_model::{Batch, Config, KvCache, LoadOptions, RopeScaling, Transformer};
 use kanana_tensor::{DType, Tensor};
 
@@ -66,8 +66,8 @@ impl Golden {
         }
     }
 
-    fn load(&self, kernels: &dyn Kernels, dtype: DType, max_positions: usize) -> Transformer {
-        let options = LoadOptions { dtype, max_positions };
+    fn load(&self, kernels: &dyn Kernels, format: Format, max_positions: usize) -> Transformer {
+        let options = LoadOptions { format, max_positions };
         Transformer::load(&Checkpoint::open(&self.dir).unwrap(), &self.config, kernels, &options).unwrap()
     }
 
@@ -83,14 +83,14 @@ impl Golden {
         group.iter().flat_map(|&s| &self.positions[s]).max().map_or(0, |&last| last as usize + 1)
     }
 
-    fn run(&self, kernels: &dyn Kernels, dtype: DType, way: Way) -> Traced {
+    fn run(&self, kernels: &dyn Kernels, format: Format, way: Way) -> Traced {
         let mut got = Traced::new();
         for group in self.groups() {
-            let model = self.load(kernels, dtype, self.max_positions(&group));
+            let model = self.load(kernels, format, self.max_positions(&group));
             let mut pass = Pass { golden: self, model: &model, kernels, got: &mut got };
             match way {
                 Way::Packed => pass.packed(&group),
-                Way::Paged => pass.paged(&group, dtype),
+                Way::Paged => pass.paged(&group, format.kv_dtype()),
             }
         }
         got
@@ -221,7 +221,7 @@ fn intermediates_and_logits_packed_and_paged() {
     for golden in goldens() {
         for (name, kernels) in all_kernels() {
             for way in [Way::Packed, Way::Paged] {
-                golden.check(&golden.run(&*kernels, DType::F32, way), &format!("{name} {way:?}"));
+                golden.check(&golden.run(&*kernels, Format::F32, way), &format!("{name} {way:?}"));
             }
         }
     }
@@ -235,7 +235,7 @@ fn bf16_stays_within_its_tolerance() {
         for way in [Way::Packed, Way::Paged] {
             let (mut ours, mut theirs) = (vec![], vec![]);
             for golden in goldens() {
-                let got = golden.run(&*kernels, DType::BF16, way);
+                let got = golden.run(&*kernels, Format::BF16, way);
                 for s in 0..golden.sequences.len() {
                     let logits = |suffix: &str| &golden.expected[&format!("{s}.logits{suffix}")];
                     let error = relative_error(&got[&format!("{s}.logits")], logits(""));
@@ -269,12 +269,12 @@ fn greedy_continuations_are_equal() {
                 RopeScaling::Dynamic { .. } => (0..golden.greedy.len()).fold(vec![], |mut chosen, step| {
                     let text = [&prompt[..], &chosen].concat();
                     let positions: Vec<u32> = (0..text.len() as u32).collect();
-                    let model = golden.load(kernels, DType::F32, last + 1 + step);
+                    let model = golden.load(kernels, Format::F32, last + 1 + step);
                     chosen.extend(continue_greedily(&model, kernels, &text, &positions, 1));
                     chosen
                 }),
                 _ => {
-                    let model = golden.load(kernels, DType::F32, last + 1 + golden.greedy.len());
+                    let model = golden.load(kernels, Format::F32, last + 1 + golden.greedy.len());
                     continue_greedily(&model, kernels, prompt, positions, golden.greedy.len())
                 }
             };
@@ -287,7 +287,7 @@ fn greedy_continuations_are_equal() {
 fn without_a_causal_mask_every_token_sees_every_other() {
     let golden = Golden::read(&root().join("llama-tied"));
     for (name, kernels) in all_kernels() {
-        let model = golden.load(&*kernels, DType::F32, golden.max_positions(&[0, 1]));
+        let model = golden.load(&*kernels, Format::F32, golden.max_positions(&[0, 1]));
         let sequences: Vec<&[u32]> = golden.sequences.iter().map(|ids| &ids[..]).collect();
         let hidden = model.forward(&*kernels, &Batch::packed(&sequences, false), None).unwrap();
         let expected = ["0", "1"].map(|s| &golden.expected[&format!("{s}.bidirectional.norm")][..]).concat();
@@ -300,5 +300,5 @@ fn without_a_causal_mask_every_token_sees_every_other() {
 fn shards_give_the_same_model() {
     let mut golden = Golden::read(&root().join("llama-biased"));
     golden.dir = root().join("llama-biased-sharded");
-    golden.check(&golden.run(&Reference, DType::F32, Way::Packed), "in shards");
+    golden.check(&golden.run(&Reference, Format::F32, Way::Packed), "in shards");
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use common::{Chunk, block_tables, paged_batch};
 use kanana_kernels::runtime::Isa;
-use kanana_kernels::{Cpu, CpuOptions};
+use kanana_kernels::{Cpu, CpuOptions, Format};
 use kanana_model::{Batch, Config, KvCache, LoadOptions, Transformer};
 use kanana_tensor::DType;
 
@@ -45,19 +45,19 @@ type Bits = Vec<Vec<Vec<u32>>>;
 
 const WHOLE: Paging = Paging { block_size: 16, scattered: false, chunk: usize::MAX, together: true };
 
-/// One subject for every architecture and dtype, and one architecture on every instruction set.
+/// One subject for every architecture and format, and one architecture on every instruction set.
 fn subjects(threads: usize) -> Vec<Subject> {
     let mut subjects = vec![];
     for family in ["llama-biased", "llama-yarn", "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-tied"] {
         let isas = if family == "qwen2-moe" { Isa::available() } else { vec![Isa::best()] };
-        for (isa, dtype) in isas.iter().flat_map(|&isa| [(isa, DType::F32), (isa, DType::BF16)]) {
+        for (isa, format) in isas.iter().flat_map(|&isa| Format::ALL.map(|format| (isa, format))) {
             let kernels = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa) });
-            let options = LoadOptions { dtype, max_positions: MAX_POSITIONS };
+            let options = LoadOptions { format, max_positions: MAX_POSITIONS };
             subjects.push(Subject {
-                name: format!("{family} {dtype}, {threads} threads, {}", isa.name()),
+                name: format!("{family} {format}, {threads} threads, {}", isa.name()),
                 model: Transformer::random(&widened(family), &kernels, &options, 7).unwrap(),
                 kernels,
-                dtype,
+                dtype: format.kv_dtype(),
                 sequences: LENGTHS.iter().map(|&length| token_ids(length)).collect(),
                 positions: (0..MAX_POSITIONS as u32).collect(),
             });

@@ -10,9 +10,8 @@ mod common;
 use std::path::Path;
 
 use kanana_checkpoint::Checkpoint;
-use kanana_kernels::{Cpu, CpuOptions, Kernels, Reference};
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, Reference};
 use kanana_model::{Config, LoadOptions, Transformer};
-use kanana_tensor::DType;
 
 #[test]
 fn stories260k_continues_as_published() {
@@ -42,7 +41,7 @@ fn stories260k_continues_as_published() {
 /// The prompt and its greedy continuation, `length` ids together.
 fn continuation(kernels: &dyn Kernels, dir: &Path, prompt: &[u32], length: usize) -> Vec<u32> {
     let config = Config::from_dir(dir).unwrap();
-    let options = LoadOptions { dtype: DType::F32, max_positions: length };
+    let options = LoadOptions { format: Format::F32, max_positions: length };
     let model = Transformer::load(&Checkpoint::open(dir).unwrap(), &config, kernels, &options).unwrap();
     let positions: Vec<u32> = (0..prompt.len() as u32).collect();
     let continued = common::continue_greedily(&model, kernels, prompt, &positions, length - prompt.len());

@@ -117,7 +117,8 @@ impl Tensor {
         }
         let mut view = self.clone();
         view.offset += range.start * self.row_len() * self.dtype.size();
-        view.shape[0] = range.len();
+        // A scalar is one row, and a range of rows is a dimension.
+        view.shape = [&[range.len()], self.shape.get(1..).unwrap_or_default()].concat();
         Ok(view)
     }
 
@@ -126,7 +127,7 @@ impl Tensor {
     /// Errors: [`TensorError::NotOnHost`].
     pub fn as_bytes(&self) -> Result<&[u8]> {
         let all: &[u8] = match &self.storage {
-            Storage::Owned(owned) => bytemuck::cast_slice(&owned.lines),
+            Storage::Owned(owned) => owned.lines.as_bytes(),
             Storage::Shared(bytes) => (**bytes).as_ref(),
             Storage::OnDevice(_) => return Err(TensorError::NotOnHost(self.device)),
         };
@@ -151,7 +152,7 @@ impl Tensor {
         match &mut self.storage {
             Storage::Owned(owned) => {
                 let owned = Arc::get_mut(owned).ok_or(TensorError::NotUnique)?;
-                let all: &mut [u8] = bytemuck::cast_slice_mut(&mut owned.lines);
+                let all = owned.lines.as_bytes_mut();
                 bytemuck::try_cast_slice_mut(&mut all[start..start + len])
                     .map_err(|_| TensorError::Alignment(self.dtype))
             }
@@ -213,6 +214,8 @@ mod tests {
         assert_eq!(reshaped.as_slice::<f32>().unwrap(), &[3., 4., 5.]);
         assert!(t.slice_rows(2..4).is_err());
         assert!(t.reshape(&[4]).is_err());
+        let scalar = Tensor::from_slice(&[], &[7f32]).unwrap().slice_rows(0..1).unwrap();
+        assert_eq!((scalar.shape(), scalar.as_slice::<f32>().unwrap()), (&[1][..], &[7f32][..]));
     }
 
     #[test]

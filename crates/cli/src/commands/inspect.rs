@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use kanana_checkpoint::Checkpoint;
+use kanana_kernels::Format;
 use kanana_model::{Config, RopeScaling, TensorReport, compare_tensors, cost, presets};
-use kanana_tensor::DType;
 use serde_json::{Value, json};
 
 use crate::args::{OutputArgs, RopeArgs, positive};
@@ -22,7 +22,7 @@ Examples:
   kanana inspect 1.5-8b --yarn --context 131072
   kanana inspect ./checkpoint --json
 
-Exits with 1 when tensors are missing or misshapen.")]
+Exits with 1 when a file is broken, or a tensor is missing, misshapen or read by nothing.")]
 pub struct InspectArgs {
     /// A checkpoint folder, a Hub id, or one of the published shapes (an unknown word lists them)
     #[arg(value_name = "FOLDER|ID|PRESET")]
@@ -69,7 +69,7 @@ pub fn run(args: &InspectArgs) -> Result<ExitCode> {
         true => output::print_json(&findings.to_json(context))?,
         false => output::print(&findings.to_text(context))?,
     }
-    let sound = findings.files.as_ref().is_none_or(Files::are_sound);
+    let sound = findings.files.as_ref().is_none_or(Files::are_sound) && findings.tokenizer["error"].is_null();
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -126,7 +126,10 @@ impl Findings {
         section(&format!("One more token behind {context}"), pairs(costs(&self.config, context)));
         section(&format!("Memory for {context} tokens"), memory_table(&self.config, context));
         if let Value::Object(fields) = &self.tokenizer {
-            section("Tokenizer", pairs(fields.iter().map(|(name, value)| (name.as_str(), plain(value)))));
+            section(
+                "Tokenizer",
+                pairs(fields.iter().map(|(name, value)| (name.replace('_', " "), plain(value)))),
+            );
         }
         if let Some(files) = &self.files {
             section("Files", files_text(files));
@@ -137,12 +140,14 @@ impl Findings {
     fn to_json(&self, context: usize) -> Value {
         let config = &self.config;
         let counts = cost::parameters(config);
-        let memory = |dtype| {
-            let needed = cost::memory_needed(config, dtype, context);
-            json!({"weights": needed.weights, "kv_cache": needed.kv_cache, "rope_table": needed.rope_table,
-                   "total": needed.total(), "kv_bytes_per_token": cost::kv_bytes_per_token(config, dtype),
-                   "decode_bytes_per_token": cost::decode_bytes_per_token(config, dtype, context)})
-        };
+        let memory = Format::ALL.into_iter().map(|format| {
+            let needed = cost::memory_needed(config, format, context);
+            let costs = json!({"weights": needed.weights, "kv_cache": needed.kv_cache, "rope_table": needed.rope_table,
+                   "total": needed.total(),
+                   "kv_bytes_per_token": cost::kv_bytes_per_token(config, format.kv_dtype()),
+                   "decode_bytes_per_token": cost::decode_bytes_per_token(config, format, context)});
+            (format.name().to_string(), costs)
+        });
         json!({
             "model": self.title,
             "about": self.about.iter().map(|(name, value)| (name.to_string(), json!(value))).collect::<serde_json::Map<_, _>>(),
@@ -151,8 +156,7 @@ impl Findings {
             "parameters": {"total": counts.total, "active": counts.active, "embedding": counts.embedding},
             "context": context,
             "flops_per_token": cost::flops_per_token(config, context),
-            "bf16": memory(DType::BF16),
-            "f32": memory(DType::F32),
+            "memory": memory.collect::<serde_json::Map<_, _>>(),
             "tokenizer": self.tokenizer,
             "files": self.files.as_ref().map(files_json),
         })
@@ -245,24 +249,26 @@ fn parameters(config: &Config) -> Vec<(&'static str, String)> {
 }
 
 fn costs(config: &Config, context: usize) -> Vec<(&'static str, String)> {
-    let both = |cost: fn(&Config, DType, usize) -> u64| {
-        let of = |dtype| bytes(cost(config, dtype, context));
-        format!("{} in bf16, {} in f32", of(DType::BF16), of(DType::F32))
+    let each = |cost: &dyn Fn(Format) -> u64, formats: &[Format]| -> String {
+        let costs = formats.iter().map(|&format| format!("{} in {format}", bytes(cost(format))));
+        costs.collect::<Vec<_>>().join(", ")
     };
+    let read = |format| cost::decode_bytes_per_token(config, format, context);
+    let kept = |format: Format| cost::kv_bytes_per_token(config, format.kv_dtype());
     vec![
         ("FLOPs", count(cost::flops_per_token(config, context))),
-        ("bytes read", both(cost::decode_bytes_per_token)),
-        ("keys and values", both(|config, dtype, _| cost::kv_bytes_per_token(config, dtype))),
+        ("bytes read", each(&read, &Format::ALL)),
+        ("keys and values", each(&kept, &[Format::F32, Format::BF16])),
     ]
 }
 
 fn memory_table(config: &Config, context: usize) -> String {
     let mut table = Table::new(&[Align::Left, Align::Right, Align::Right, Align::Right]);
     table.row(["dtype", "weights", "keys and values", "total"]);
-    for dtype in [DType::BF16, DType::F32] {
-        let needed = cost::memory_needed(config, dtype, context);
+    for format in Format::ALL {
+        let needed = cost::memory_needed(config, format, context);
         table.row([
-            dtype.name().to_string(),
+            format.name().to_string(),
             bytes(needed.weights),
             bytes(needed.kv_cache),
             bytes(needed.total()),

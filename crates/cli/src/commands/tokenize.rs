@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use kanana_model::Config;
 use kanana_tokenizer::{Ending, Specials, Tokenizer};
 use serde_json::{Value, json};
 
-use super::chat::conversation::Conversation;
+use super::chat::conversation::{Conversation, not_json};
 use super::generate::{parse_ids, read_text};
 use crate::args::{ModelArgs, OutputArgs};
+use crate::hints::failure;
 use crate::load;
 use crate::output::{self, Align, Style, Table};
 use crate::text::{TemplateArgs, Text, no_tokenizer};
@@ -31,7 +32,7 @@ pub struct TokenizeArgs {
     input: InputArgs,
 
     /// With --chat: print the rendered template instead of its tokens
-    #[arg(long, requires = "chat")]
+    #[arg(long)]
     render: bool,
 
     /// Treat the text as nothing but text: add no token, recognise no control token
@@ -68,6 +69,7 @@ pub struct InputArgs {
 
 /// Prints the tokens, the text or the rendered conversation.
 pub fn run(args: &TokenizeArgs) -> Result<()> {
+    check_use(args)?;
     let dir = load::resolve(&args.model.model)?;
     let Some(text) = open(&dir, args)? else { return Err(no_tokenizer(&dir)) };
     if let Some(path) = &args.input.chat {
@@ -83,6 +85,12 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
     }
     if let Some(ids) = &args.input.decode {
         let ids = parse_ids(ids)?;
+        if let Some(id) = ids.iter().find(|&&id| text.tokenizer.token(id).is_none()) {
+            return Err(failure(
+                format_args!("the tokenizer has no token {id}"),
+                "ids of another model mean nothing here; `kanana inspect` shows the size of the vocabulary",
+            ));
+        }
         let decoded = text.tokenizer.decode(&ids, Specials::Keep)?;
         return match args.output.json {
             true => output::print_json(&json!({"ids": ids, "text": decoded})),
@@ -99,6 +107,15 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
     show(&text.tokenizer, &ids, &content, args.output.json)
 }
 
+/// Refuses flags that only a conversation has a use for.
+fn check_use(args: &TokenizeArgs) -> Result<()> {
+    let flag = args.render.then_some("--render").or(args.template.given());
+    match flag.filter(|_| args.input.chat.is_none()) {
+        Some(flag) => Err(failure(format_args!("{flag} needs a conversation"), "give one with --chat FILE")),
+        None => Ok(()),
+    }
+}
+
 /// The text side of a folder; a folder without config.json will do, then the vocabulary is not checked.
 fn open(dir: &std::path::Path, args: &TokenizeArgs) -> Result<Option<Text>> {
     let template = args.template.chat_template.as_deref();
@@ -110,8 +127,7 @@ fn open(dir: &std::path::Path, args: &TokenizeArgs) -> Result<Option<Text>> {
 
 fn render(args: &TokenizeArgs, path: &std::path::Path, text: &Text) -> Result<String> {
     let json = read_text(path)?;
-    let value: Value =
-        serde_json::from_str(&json).with_context(|| format!("{} is not JSON", path.display()))?;
+    let value: Value = serde_json::from_str(&json).map_err(|error| not_json(error, path))?;
     let conversation = Conversation::from_json(value)?;
     let mut request = args.template.request(args.template.with_system(conversation.messages()))?;
     // A conversation that ends with an answer is whole; any other is shown as the model would get it.

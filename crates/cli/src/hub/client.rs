@@ -195,6 +195,8 @@ impl Client {
             let request =
                 request.body(()).context("cannot make a request; check HF_TOKEN for stray characters")?;
             let response = self.agent.run(request).map_err(|error| unreachable(error, &url))?;
+            // The path alone: the query of a storage's address is a key to it.
+            tracing::debug!(%method, host = url.host(), path = url.path(), status = %response.status(), start);
             let Some(next) = redirect(&url, &response) else { return Ok(response) };
             if url.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 let hint = "do not use this mirror: everyone on the way could change the files";

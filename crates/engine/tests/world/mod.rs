@@ -1,11 +1,13 @@
-//! Small random models and the means to run them.
+//! Small random models, what is asked of them, and the means to run them.
+
+#![allow(dead_code, reason = "each test binary uses its part of this")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
-use kanana_engine::{Engine, EngineOptions, FinishReason, Logprobs, Request, SequenceId};
-use kanana_kernels::{Cpu, CpuOptions, Kernels};
+use kanana_engine::{Engine, EngineOptions, FinishReason, Logprobs, Request, SamplingParams, SequenceId};
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels};
 use kanana_model::{Config, LoadOptions, Transformer, expected_tensors};
 use kanana_tensor::{DType, Tensor};
 
@@ -19,6 +21,9 @@ pub struct World {
 
 /// The token that [`World::poisoned`] cannot bear.
 pub const POISON: u32 = 7;
+
+/// What the weights of all worlds are drawn from.
+pub const SEED: u64 = 11;
 
 const MAX_CONTEXT: usize = 96;
 
@@ -36,7 +41,7 @@ fn world(name: &'static str, config: &str, weights: DType, kv_dtype: DType) -> W
     let kernels: Arc<dyn Kernels> =
         Arc::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }));
     let config = Config::from_json_str(config, name).unwrap();
-    let model = Transformer::random(&config, &*kernels, &load_options(weights), 11).unwrap();
+    let model = Transformer::random(&config, &*kernels, &load_options(weights), SEED).unwrap();
     World { name, model: Arc::new(model), kernels, kv_dtype }
 }
 
@@ -44,8 +49,9 @@ fn cpu(threads: usize) -> Arc<dyn Kernels> {
     Arc::new(Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }))
 }
 
-fn load_options(dtype: DType) -> LoadOptions {
-    LoadOptions { dtype, max_positions: MAX_CONTEXT }
+pub fn load_options(dtype: DType) -> LoadOptions {
+    let format = if dtype == DType::F32 { Format::F32 } else { Format::BF16 };
+    LoadOptions { format, max_positions: MAX_CONTEXT }
 }
 
 /// Dense in f32, dense in bf16, and a mixture of experts.
@@ -69,6 +75,40 @@ pub fn prompt(seed: u64, n: usize) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
+/// Prompts of awkward lengths, some with a common beginning, under awkward sampling parameters; log-probabilities of
+/// every token are part of what is compared.
+pub fn requests() -> Vec<Request> {
+    let params = |json: &str| SamplingParams { logprobs: Some(3), ..serde_json::from_str(json).unwrap() };
+    let common = prompt(1, 37);
+    let beginning = |n: usize, seed| [&common[..n], &prompt(seed, 5)[..]].concat();
+    vec![
+        Request { prompt: prompt(2, 1), params: params(r#"{"temperature": 0, "max_tokens": 20}"#) },
+        Request { prompt: common.clone(), params: params(r#"{"seed": 5, "max_tokens": 17}"#) },
+        Request { prompt: beginning(32, 3), params: params(r#"{"seed": 6, "top_p": 0.9, "max_tokens": 9}"#) },
+        Request {
+            prompt: beginning(33, 4),
+            params: params(r#"{"seed": 7, "temperature": 2.5, "repetition_penalty": 1.3, "max_tokens": 25}"#),
+        },
+        Request {
+            prompt: prompt(5, 16),
+            params: params(
+                r#"{"temperature": 0, "frequency_penalty": 0.1, "max_tokens": 12, "prompt_logprobs": 2}"#,
+            ),
+        },
+        Request { prompt: common, params: params(r#"{"seed": 5, "max_tokens": 17, "prompt_logprobs": 1}"#) },
+        Request {
+            prompt: prompt(6, 50),
+            params: params(r#"{"seed": 8, "min_p": 0.2, "top_k": 30, "max_tokens": 3}"#),
+        },
+    ]
+}
+
+/// Every request by itself, in an engine of its own that knows no prefix.
+pub fn alone(world: &World) -> Vec<Answer> {
+    let options = EngineOptions { prefix_cache: false, ..world.options() };
+    requests().into_iter().map(|request| world.engine(options.clone()).answer(request)).collect()
+}
+
 impl World {
     /// Room for everything that the tests ask for at once.
     pub fn options(&self) -> EngineOptions {
@@ -78,6 +118,12 @@ impl World {
     /// The same model on that many threads.
     pub fn with_threads(&self, threads: usize) -> World {
         World { model: self.model.clone(), kernels: cpu(threads), ..*self }
+    }
+
+    /// A random model of the same shape; with the seed [`SEED`] and the same weights it is the same model.
+    pub fn draft(&self, weights: DType, seed: u64) -> Arc<Transformer> {
+        let model = Transformer::random(&self.model.config, &*self.kernels, &load_options(weights), seed);
+        Arc::new(model.unwrap())
     }
 
     /// A model of the same shape that has NaN for the embedding of [`POISON`], loaded from a damaged checkpoint.

@@ -12,10 +12,12 @@ pub(crate) fn available() -> bool {
 }
 
 fn has_instructions() -> bool {
-    const AMX_BF16: u32 = 1 << 22;
-    const AMX_TILE: u32 = 1 << 24;
+    const BF16: u32 = 1 << 22;
+    const TILE: u32 = 1 << 24;
+    const INT8: u32 = 1 << 25;
+    const ALL: u32 = BF16 | TILE | INT8;
     let leaf = std::arch::x86_64::__cpuid_count(7, 0);
-    is_x86_feature_detected!("avx512f") && leaf.edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE
+    is_x86_feature_detected!("avx512f") && leaf.edx & ALL == ALL
 }
 
 /// `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`: Linux gives a process the 8 KiB of tile state on request.

@@ -8,6 +8,7 @@ use kanana_tensor::{DType, Tensor};
 use super::memory::advise_huge_pages;
 use super::simd::{Isa, Kernel, LANES, Lanes, dispatch};
 use super::threads::Threads;
+use crate::Format;
 
 /// Rounds of a measurement; the best one counts, because other work on the machine can only take away.
 const ROUNDS: usize = 5;
@@ -35,20 +36,20 @@ pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
 }
 
 /// Rate at which `threads` threads multiply and add numbers that are at hand: f32 in vector registers, or bf16 tiles from
-/// the first-level cache where there is a matrix unit (f32 where there is none, as the products of bf16 weights do).
+/// the first-level cache where there is a matrix unit, for all other weights; quantised ones, too, are compared with it.
 ///
 /// Units: FLOP per second, two per multiply-add.
-pub fn arithmetic_peak(threads: usize, dtype: DType) -> f64 {
+pub fn arithmetic_peak(threads: usize, format: Format) -> f64 {
     let pool = Threads::new(threads);
     let isa = Isa::best();
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx && dtype == DType::BF16 {
+    if isa == Isa::Amx && format != Format::F32 {
         return best(|| {
             pool.run(threads, &|_| crate::ops::linear::amx::multiply_at_hand(MATRIX_STEPS));
             (threads * MATRIX_STEPS * crate::ops::linear::amx::STEP_FLOPS) as f64
         });
     }
-    let _ = dtype;
+    let _ = format;
     best(|| {
         pool.run(threads, &|_| {
             black_box(dispatch(isa, Fma));

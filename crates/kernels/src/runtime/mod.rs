@@ -7,4 +7,15 @@ pub(crate) mod memory;
 pub(crate) mod simd;
 pub(crate) mod threads;
 
+use std::sync::Arc;
+
+use kanana_tensor::Pool;
 pub use simd::Isa;
+
+/// What a CPU kernel needs of the machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine<'a> {
+    pub(crate) threads: &'a threads::Threads,
+    pub(crate) isa: Isa,
+    pub(crate) pool: &'a Arc<Pool>,
+}

@@ -9,7 +9,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use kanana_tensor::bf16;
+use kanana_tensor::{bf16, f16};
 
 /// Lanes in a vector.
 pub(crate) const LANES: usize = 16;
@@ -19,9 +19,9 @@ pub(crate) const LANES: usize = 16;
 pub enum Isa {
     /// What the compiler makes of plain arrays.
     Portable,
-    /// AVX2 and FMA: two vectors of eight.
+    /// AVX2, FMA and F16C: two vectors of eight.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
     /// The same, and the matrix unit for bf16 products.
     Amx,
@@ -34,12 +34,16 @@ impl Isa {
         let mut sets = vec![Isa::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 sets.push(Isa::Avx2);
                 let avx512 = is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl");
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni");
                 if avx512 {
                     sets.push(Isa::Avx512);
                     if super::amx::available() {
@@ -78,11 +82,11 @@ pub(crate) trait Kernel {
 pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
         fn avx512<K: Kernel>(kernel: K) -> K::Output {
             kernel.run::<Avx512>()
         }
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2<K: Kernel>(kernel: K) -> K::Output {
             kernel.run::<Avx2>()
         }
@@ -98,13 +102,30 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     kernel.run::<Portable>()
 }
 
-/// Sixteen f32 values.
+/// Bytes in a vector.
+pub(crate) const BYTES: usize = 64;
+
+/// Round to nearest, ties to even, as `bf16::from_f32` does; NaN stays NaN. Written on bits so that it vectorises.
+#[inline(always)]
+pub(crate) fn bf16_rounded(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    f32::from_bits(if x.is_nan() { (bits | 0x0040_0000) & 0xffff_0000 } else { rounded })
+}
+
+/// Sixteen f32 values, and what else fits in as many bits.
 pub(crate) trait Lanes: Copy {
+    /// Sixteen i32 values.
+    type Ints: Copy;
+    /// Sixty-four unsigned bytes: a quad for each lane.
+    type Bytes: Copy;
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);
     /// Sixteen bf16 values, widened.
     fn load_bf16(x: &[bf16; LANES]) -> Self;
+    /// Sixteen f16 values, widened.
+    fn load_f16(x: &[f16; LANES]) -> Self;
     /// Sixteen pairs of bf16 values, widened: the first and the second of each pair.
     fn load_bf16_pairs(x: &[bf16; 2 * LANES]) -> (Self, Self);
     fn add(self, other: Self) -> Self;
@@ -125,7 +146,22 @@ pub(crate) trait Lanes: Copy {
     fn zero_below(self, x: Self, limit: f32) -> Self;
     /// The sum of the lanes by halves: lane i and i + 8, then i + 4, i + 2, i + 1.
     fn sum(self) -> f32;
+    /// Lane j is [`Lanes::sum`] of vector j, to the bit.
+    #[inline(always)]
+    fn sums(x: [Self; LANES]) -> Self {
+        Self::load(&x.map(Self::sum))
+    }
     fn prefetch(address: *const u8);
+    fn load_bytes(x: &[u8; BYTES]) -> Self::Bytes;
+    /// The low and the high four bits of every byte.
+    fn nibbles(x: Self::Bytes) -> (Self::Bytes, Self::Bytes);
+    fn store_bytes(x: Self::Bytes, to: &mut [u8; BYTES]);
+    fn no_ints() -> Self::Ints;
+    fn load_ints(x: &[i32; LANES]) -> Self::Ints;
+    /// `sums + Σ x[4 i + j] · quad[j]` in lane i: four inputs, the same for every lane.
+    fn add_quads(sums: Self::Ints, x: Self::Bytes, quad: [i8; 4]) -> Self::Ints;
+    fn add_ints(x: Self::Ints, y: Self::Ints) -> Self::Ints;
+    fn from_ints(x: Self::Ints) -> Self;
 
     /// Fewer than sixteen values, the rest `fill`.
     #[inline(always)]
@@ -151,7 +187,7 @@ pub(crate) trait Lanes: Copy {
         full.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
-    /// `e^self` within 2 units in the last place; zero below -87.3, NaN for NaN.
+    /// `e^self` within 2 units in the last place from -87.3 to 88.37; zero below, constant above, NaN for NaN.
     ///
     /// Source: range reduction by `n·ln 2` in two parts (Cody and Waite 1980), then the Taylor polynomial of degree 7.
     #[inline(always)]
@@ -166,6 +202,49 @@ pub(crate) trait Lanes: Copy {
         }
         p.mul(n.exp2_of_integer()).zero_below(self, LOWEST)
     }
+}
+
+/// The integer lanes as plain arrays, which the compiler vectorises.
+macro_rules! array_integers {
+    () => {
+        #[inline(always)]
+        fn load_bytes(x: &[u8; BYTES]) -> [u8; BYTES] {
+            *x
+        }
+        #[inline(always)]
+        fn nibbles(x: [u8; BYTES]) -> ([u8; BYTES], [u8; BYTES]) {
+            (x.map(|x| x & 15), x.map(|x| x >> 4))
+        }
+        #[inline(always)]
+        fn store_bytes(x: [u8; BYTES], to: &mut [u8; BYTES]) {
+            *to = x;
+        }
+        #[inline(always)]
+        fn no_ints() -> [i32; LANES] {
+            [0; LANES]
+        }
+        #[inline(always)]
+        fn load_ints(x: &[i32; LANES]) -> [i32; LANES] {
+            *x
+        }
+        #[inline(always)]
+        fn add_quads(mut sums: [i32; LANES], x: [u8; BYTES], quad: [i8; 4]) -> [i32; LANES] {
+            let quad = quad.map(i32::from);
+            for (sum, x) in sums.iter_mut().zip(x.as_chunks::<4>().0) {
+                let x = x.map(i32::from);
+                *sum += (x[0] * quad[0] + x[1] * quad[1]) + (x[2] * quad[2] + x[3] * quad[3]);
+            }
+            sums
+        }
+        #[inline(always)]
+        fn add_ints(x: [i32; LANES], y: [i32; LANES]) -> [i32; LANES] {
+            std::array::from_fn(|i| x[i] + y[i])
+        }
+        #[inline(always)]
+        fn from_ints(x: [i32; LANES]) -> Self {
+            Self::load(&x.map(|x| x as f32))
+        }
+    };
 }
 
 /// Plain arrays.
@@ -186,6 +265,9 @@ impl Portable {
 }
 
 impl Lanes for Portable {
+    type Ints = [i32; LANES];
+    type Bytes = [u8; BYTES];
+    array_integers!();
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Portable([x; LANES])
@@ -200,6 +282,10 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn load_bf16(x: &[bf16; LANES]) -> Self {
+        Portable(std::array::from_fn(|i| x[i].to_f32()))
+    }
+    #[inline(always)]
+    fn load_f16(x: &[f16; LANES]) -> Self {
         Portable(std::array::from_fn(|i| x[i].to_f32()))
     }
     #[inline(always)]
@@ -271,6 +357,44 @@ pub(crate) struct Avx512(__m512);
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx512 {
+    type Ints = __m512i;
+    type Bytes = __m512i;
+    #[inline(always)]
+    fn load_bytes(x: &[u8; BYTES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn nibbles(x: __m512i) -> (__m512i, __m512i) {
+        unsafe {
+            let low = _mm512_set1_epi8(15);
+            (_mm512_and_si512(x, low), _mm512_and_si512(_mm512_srli_epi16::<4>(x), low))
+        }
+    }
+    #[inline(always)]
+    fn store_bytes(x: __m512i, to: &mut [u8; BYTES]) {
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
+    }
+    #[inline(always)]
+    fn no_ints() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn load_ints(x: &[i32; LANES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn add_quads(sums: __m512i, x: __m512i, quad: [i8; 4]) -> __m512i {
+        let quad = i32::from_le_bytes(quad.map(|x| x as u8));
+        unsafe { _mm512_dpbusd_epi32(sums, x, _mm512_set1_epi32(quad)) }
+    }
+    #[inline(always)]
+    fn add_ints(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(x, y) }
+    }
+    #[inline(always)]
+    fn from_ints(x: __m512i) -> Self {
+        unsafe { Avx512(_mm512_cvtepi32_ps(x)) }
+    }
     #[inline(always)]
     fn splat(x: f32) -> Self {
         unsafe { Avx512(_mm512_set1_ps(x)) }
@@ -289,6 +413,10 @@ impl Lanes for Avx512 {
             let half = _mm256_loadu_si256(x.as_ptr().cast());
             Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))))
         }
+    }
+    #[inline(always)]
+    fn load_f16(x: &[f16; LANES]) -> Self {
+        unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()))) }
     }
     #[inline(always)]
     fn load_bf16_pairs(x: &[bf16; 2 * LANES]) -> (Self, Self) {
@@ -352,6 +480,35 @@ impl Lanes for Avx512 {
             sum_of_eight(_mm256_add_ps(low, _mm512_extractf32x8_ps::<1>(self.0)))
         }
     }
+    /// Each step adds the halves, then quarters, … of two vectors at once and keeps both results in one.
+    #[inline(always)]
+    fn sums(x: [Self; LANES]) -> Self {
+        unsafe {
+            let quarters = |a: __m512, b: __m512| {
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+            };
+            let eighths = |a: __m512, b: __m512| {
+                let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                _mm512_add_ps(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+            };
+            let pairs = |a: __m512, b: __m512| {
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
+                _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(a, b))
+            };
+            let ones = |a: __m512, b: __m512| {
+                let even = _mm512_shuffle_ps::<0b10_00_10_00>(a, b);
+                _mm512_add_ps(even, _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
+            };
+            let x = x.map(|x| x.0);
+            // Vectors i, i + 4, i + 8, i + 12 end up in the four quarters, their four parts in the lanes.
+            let four: [__m512; 4] =
+                std::array::from_fn(|i| eighths(quarters(x[i], x[i + 4]), quarters(x[i + 8], x[i + 12])));
+            let sums = ones(pairs(four[0], four[1]), pairs(four[2], four[3]));
+            // Quarter q holds vectors 4 q, 4 q + 1, 4 q + 2, 4 q + 3 in this order already.
+            Avx512(sums)
+        }
+    }
     #[inline(always)]
     fn prefetch(address: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
@@ -378,6 +535,9 @@ fn sum_of_eight(x: __m256) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2 {
+    type Ints = [i32; LANES];
+    type Bytes = [u8; BYTES];
+    array_integers!();
     #[inline(always)]
     fn splat(x: f32) -> Self {
         unsafe { Avx2(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
@@ -400,6 +560,13 @@ impl Lanes for Avx2 {
                 |eight: __m128i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(eight)));
             let p: *const __m128i = x.as_ptr().cast();
             Avx2(widen(_mm_loadu_si128(p)), widen(_mm_loadu_si128(p.add(1))))
+        }
+    }
+    #[inline(always)]
+    fn load_f16(x: &[f16; LANES]) -> Self {
+        unsafe {
+            let p: *const __m128i = x.as_ptr().cast();
+            Avx2(_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1))))
         }
     }
     #[inline(always)]
@@ -506,6 +673,27 @@ mod tests {
             let mut out = [0.0; LANES];
             L::splat(self.0).exp().store(&mut out);
             out[3]
+        }
+    }
+
+    struct Sums<'a>(&'a [[f32; LANES]; LANES]);
+    impl Kernel for Sums<'_> {
+        type Output = ([f32; LANES], [f32; LANES]);
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Self::Output {
+            let mut together = [0.0; LANES];
+            L::sums(self.0.map(|x| L::load(&x))).store(&mut together);
+            (together, self.0.map(|x| L::load(&x).sum()))
+        }
+    }
+
+    #[test]
+    fn sums_are_the_sum_of_each() {
+        let x =
+            std::array::from_fn(|j| std::array::from_fn(|i| ((i * 37 + j * 91) % 101) as f32 * 0.37 - 11.0));
+        for isa in Isa::available() {
+            let (together, each) = dispatch(isa, Sums(&x));
+            assert_eq!(together.map(f32::to_bits), each.map(f32::to_bits), "{isa:?}");
         }
     }
 

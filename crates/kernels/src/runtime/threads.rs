@@ -97,13 +97,12 @@ impl Threads {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
+        // Taken down in any case: the next job did not panic.
+        let worker_panicked = shared.panicked.swap(false, Ordering::Relaxed);
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        assert!(
-            !shared.panicked.swap(false, Ordering::Relaxed),
-            "a kernel panicked on a worker thread: this is a bug"
-        );
+        assert!(!worker_panicked, "a kernel panicked on a worker thread: this is a bug");
     }
 
     /// Calls `body(i, chunk)` for consecutive chunks of `chunk_len` elements of `data`, the last maybe shorter.
@@ -270,9 +269,17 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let threads = Threads::new(2);
+        let both_started = std::sync::Barrier::new(2);
+        let panics_everywhere = |_| {
+            both_started.wait();
+            panic!("on every thread");
+        };
         for _ in 0..3 {
-            let result = catch_unwind(AssertUnwindSafe(|| threads.run(8, &|i| assert!(i != 5))));
-            assert!(result.is_err());
+            let one = catch_unwind(AssertUnwindSafe(|| threads.run(8, &|i| assert!(i != 5))));
+            assert!(one.is_err());
+            threads.run(8, &|_| ());
+            let all = catch_unwind(AssertUnwindSafe(|| threads.run(2, &panics_everywhere)));
+            assert!(all.is_err());
             threads.run(8, &|_| ());
         }
     }

@@ -85,12 +85,10 @@ pub fn measure(model: &Arc<Transformer>, kernels: Arc<dyn Kernels>, setup: Setup
     let vocab_size = model.config.vocab_size as u64;
     let options = EngineOptions {
         num_blocks: context.div_ceil(BLOCK_SIZE) * case.batch,
-        block_size: BLOCK_SIZE,
         max_batched_tokens: STEP_TOKENS,
         max_sequences: case.batch,
-        max_context: context,
         prefix_cache: false,
-        kv_dtype,
+        ..EngineOptions::for_context(context, kv_dtype)
     };
     let mut engine = Engine::new(Arc::clone(model), kernels, options)?;
     let mut state = seed;

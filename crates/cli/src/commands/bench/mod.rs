@@ -8,13 +8,13 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 use kanana_kernels::runtime::limits;
-use kanana_kernels::{Cpu, CpuOptions, Kernels};
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels};
 use kanana_model::{Config, LoadOptions, Preset, Transformer, preset};
 use kanana_tensor::DType;
 
 use self::measure::{Case, Figures, Setup, measure};
 use self::report::{Report, Run};
-use crate::args::{MemoryArgs, OutputArgs, RopeArgs, available_threads, positive};
+use crate::args::{MemoryArgs, OutputArgs, RopeArgs, available_threads, positive, thread_count};
 use crate::budget::{self, Budget, Demand};
 use crate::load::{self, Source};
 use crate::{memory, output};
@@ -50,7 +50,7 @@ pub struct BenchArgs {
     batch: Vec<usize>,
 
     /// Threads to compute with [default: all available cores]
-    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = positive)]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = thread_count)]
     threads: Vec<usize>,
 
     /// How often to measure
@@ -124,7 +124,7 @@ impl Subject {
         match self {
             Subject::Checkpoint(source) => source.load(kernels, budget),
             Subject::Random(preset) => {
-                let options = LoadOptions { dtype: budget.dtype, max_positions: budget.positions };
+                let options = LoadOptions { format: budget.format, max_positions: budget.positions };
                 Ok(Transformer::random(&preset.config, kernels, &options, seed)?)
             }
         }
@@ -134,15 +134,16 @@ impl Subject {
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let subject = Subject::open(args)?;
-    let dtype = args.memory.dtype.resolve(subject.stored_dtype());
+    let format = args.memory.dtype.resolve(subject.stored_dtype());
     let threads = if args.threads.is_empty() { vec![available_threads()] } else { args.threads.clone() };
     let cases = cases(args);
-    let budget = plan(subject.config(), dtype, &cases, &args.memory)?;
+    let budget = plan(subject.config(), format, &cases, &args.memory)?;
 
     output::note("measuring the limits of the machine");
-    let mut machine: Vec<Machine> = threads.iter().map(|&threads| Machine::measure(threads, dtype)).collect();
+    let mut machine: Vec<Machine> =
+        threads.iter().map(|&threads| Machine::measure(threads, format)).collect();
     memory::reset_peak();
-    output::note(format_args!("preparing {} in {dtype}", subject.name()));
+    output::note(format_args!("preparing {} in {format}", subject.name()));
     let most = threads.iter().copied().max();
     let model =
         Arc::new(subject.load(&Cpu::new(CpuOptions { threads: most, isa: None }), &budget, args.seed)?);
@@ -154,7 +155,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             output::note(format_args!("{} threads, {case}", limits.threads));
             let figures = (0..args.repeat).map(|round| {
                 let seed = args.seed.wrapping_add(round as u64 + 1);
-                measure(&model, kernels.clone(), Setup { case, kv_dtype: dtype, seed })
+                measure(&model, kernels.clone(), Setup { case, kv_dtype: format.kv_dtype(), seed })
             });
             let figures = Figures::median(figures.collect::<Result<_>>()?);
             runs.push(Run { threads: limits.threads, case, figures });
@@ -163,12 +164,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let peak_memory = memory::peak();
     drop(model);
     // Once more: what else ran on this machine meanwhile may have ended, and the limit is the best that was seen.
-    machine.iter_mut().for_each(|machine| machine.measure_again(dtype));
+    machine.iter_mut().for_each(|machine| machine.measure_again(format));
 
     let report = Report {
         model: subject.name().to_string(),
         config: subject.config(),
-        dtype,
+        format,
         isa: Cpu::new(CpuOptions { threads: Some(1), isa: None }).isa().name(),
         repeat: args.repeat,
         peak_memory,
@@ -189,7 +190,7 @@ fn cases(args: &BenchArgs) -> Vec<Case> {
 }
 
 /// Checks that the largest case fits in memory.
-fn plan(config: &Config, dtype: DType, cases: &[Case], args: &MemoryArgs) -> Result<Budget> {
+fn plan(config: &Config, format: Format, cases: &[Case], args: &MemoryArgs) -> Result<Budget> {
     let most = |of: fn(&Case) -> usize| cases.iter().map(of).max().unwrap_or(1);
     let context = most(Case::context);
     let sequences = most(|case| case.batch);
@@ -203,7 +204,7 @@ fn plan(config: &Config, dtype: DType, cases: &[Case], args: &MemoryArgs) -> Res
         ));
     }
     let demand = Demand { context, least: context, sequences, positions: context };
-    let budget = budget::plan(config, dtype, demand, args)?;
+    let budget = budget::plan(config, format, demand, args)?;
     let needed = context.div_ceil(budget::BLOCK_SIZE) * sequences;
     if budget.num_blocks < needed {
         return Err(crate::hints::failure(
@@ -221,18 +222,18 @@ fn plan(config: &Config, dtype: DType, cases: &[Case], args: &MemoryArgs) -> Res
 pub struct Machine {
     pub threads: usize,
     pub read_bandwidth: f64,  // bytes per second
-    pub arithmetic_peak: f64, // FLOP per second, for weights of the dtype at hand
+    pub arithmetic_peak: f64, // FLOP per second, for weights of the format at hand
 }
 
 impl Machine {
-    fn measure(threads: usize, dtype: DType) -> Self {
-        let arithmetic_peak = limits::arithmetic_peak(threads, dtype);
+    fn measure(threads: usize, format: Format) -> Self {
+        let arithmetic_peak = limits::arithmetic_peak(threads, format);
         Machine { threads, read_bandwidth: bandwidth(threads), arithmetic_peak }
     }
 
-    fn measure_again(&mut self, dtype: DType) {
+    fn measure_again(&mut self, format: Format) {
         self.read_bandwidth = self.read_bandwidth.max(bandwidth(self.threads));
-        self.arithmetic_peak = self.arithmetic_peak.max(limits::arithmetic_peak(self.threads, dtype));
+        self.arithmetic_peak = self.arithmetic_peak.max(limits::arithmetic_peak(self.threads, format));
     }
 }
 

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::hints::{failure, failure_of};
 
+/// What a file of a conversation holds.
+const FORM: &str = r#"expected {"messages": [{"role": "user", "content": "…"}, …]} or the list alone"#;
+
 /// The messages of a chat, in the order the template receives them.
 #[derive(Default, Clone, PartialEq, Debug)]
 pub struct Conversation {
@@ -74,14 +77,13 @@ impl Conversation {
     pub fn load(path: &Path) -> Result<Self> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let value: Value =
-            serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))?;
+        let value: Value = serde_json::from_str(&text).map_err(|error| not_json(error, path))?;
         Self::from_json(value).with_context(|| format!("cannot use {}", path.display()))
     }
 
     /// A conversation from `{"messages": [...]}` or `[...]`.
     pub fn from_json(value: Value) -> Result<Self> {
-        let hint = r#"expected {"messages": [{"role": "user", "content": "…"}, …]} or the list alone"#;
+        let hint = FORM;
         let messages = match value {
             Value::Object(mut object) => object.remove("messages").unwrap_or_default(),
             other => other,
@@ -100,6 +102,11 @@ impl Conversation {
         }
         Ok(conversation)
     }
+}
+
+/// The error of a file that should hold a conversation.
+pub fn not_json(error: serde_json::Error, path: &Path) -> anyhow::Error {
+    failure_of(error.into(), format_args!("{} is not JSON", path.display()), FORM)
 }
 
 fn is_question(message: &Message) -> bool {

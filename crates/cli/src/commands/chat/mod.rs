@@ -65,10 +65,10 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     let text = Text::open(&source.dir, source.config.vocab_size, args.template.chat_template.as_deref())?;
     let Some(text) = text else { return Err(no_tokenizer(&source.dir)) };
     let context = source.context(&args.context)?;
-    let dtype = args.machine.memory.dtype.resolve(source.stored_dtype());
+    let format = args.machine.memory.dtype.resolve(source.stored_dtype());
     let least = if args.context.max_context.is_some() { context } else { context.min(LEAST_CONTEXT) };
     let demand = Demand { context, least, sequences: 1, positions: context };
-    let budget = budget::plan(&source.config, dtype, demand, &args.machine.memory)?;
+    let budget = budget::plan(&source.config, format, demand, &args.machine.memory)?;
 
     let interrupt = Interrupt::install()?;
     let engine = source.engine(&budget, args.machine.threads())?;
@@ -236,8 +236,8 @@ impl Chat<'_> {
     fn show_stats(&self) {
         let Stats { answers, prompt_tokens, cached_tokens, generated, first_token_s, rate } = &self.stats;
         let mut table = Table::new(&[Align::Left, Align::Left]);
-        let used = prompt_tokens + generated;
         table.row(["answers", &answers.to_string()]);
+        let used = if self.conversation.count() == 0 { 0 } else { prompt_tokens + generated };
         table.row(["context", &format!("{used} of {} tokens used", self.context)]);
         table.row([
             "last prompt",
@@ -268,12 +268,18 @@ impl Chat<'_> {
         }
     }
 
+    /// Tokens that an answer should find free where old ones may go: what it may take, but no more than a quarter.
+    fn room(&self) -> usize {
+        (self.context / 4).min(self.params.max_tokens.unwrap_or(usize::MAX))
+    }
+
     /// The tokens of the conversation; where they fill the context, the oldest are dropped or the user is told.
     fn encode(&mut self) -> Result<Vec<u32>> {
         loop {
             let request = self.args.template.request(self.conversation.messages())?;
             let prompt = self.text.encode_chat(&request)?;
-            if prompt.len() < self.context {
+            let fits = prompt.len() < self.context;
+            if fits && (!self.args.drop_oldest || prompt.len() + self.room() <= self.context) {
                 return Ok(prompt);
             }
             if !self.args.drop_oldest {
@@ -284,6 +290,9 @@ impl Chat<'_> {
                 return Err(failure(format_args!("the context is full: {error}"), hint));
             }
             if !self.conversation.drop_oldest() {
+                if fits {
+                    return Ok(prompt);
+                }
                 return Err(failure(
                     format_args!(
                         "this message alone has {} tokens, the context holds {}",

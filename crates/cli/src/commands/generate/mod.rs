@@ -12,7 +12,7 @@ use kanana_engine::{EngineError, Request, SamplingParams};
 use kanana_tokenizer::{Message, Specials};
 
 use self::output::{Report, Writer};
-use self::prompts::{Input, Prompt, PromptArgs};
+use self::prompts::{Input, Prompt, PromptArgs, Prompts};
 pub use self::prompts::{parse_ids, read_text};
 use crate::args::{ContextArgs, MachineArgs, ModelArgs, OutputArgs, SamplingArgs};
 use crate::budget::{self, Demand};
@@ -87,24 +87,28 @@ pub struct ReportArgs {
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let prompts = args.prompts.read()?;
+    args.check_use(&prompts)?;
     let source = Source::open(&args.model.model, &args.context.rope)?;
     let text = Text::open(&source.dir, source.config.vocab_size, args.template.chat_template.as_deref())?;
     let context = source.context(&args.context)?;
 
-    let params = args.params(&source, text.as_ref());
+    let params = args.params(&source);
     let seed = params.seed.unwrap_or(0);
     let requests = prompts.iter().enumerate().map(|(index, prompt)| {
         let ids = prompt.locate(args.encode(prompt, text.as_ref(), &source))?;
-        prompt.locate(check_length(&ids, &params, context))?;
+        prompt.locate(check_ids(&ids, &params, context, source.config.vocab_size))?;
         // Equal prompts of one file get different samples, and the same again with the same --seed.
-        let params = SamplingParams { seed: Some(seed.wrapping_add(index as u64)), ..params.clone() };
+        let mut params = SamplingParams { seed: Some(seed.wrapping_add(index as u64)), ..params.clone() };
+        if let Some(text) = text.as_ref().filter(|_| args.is_chat(prompt) && !args.sampling.ignore_eos) {
+            params.stop_token_ids.extend(text.ends_of_turn());
+        }
         Ok(Request { prompt: ids, params })
     });
     let requests = requests.collect::<Result<Vec<Request>>>()?;
     let decoding = args.decoding(text.as_ref(), &source)?;
 
-    let dtype = args.machine.memory.dtype.resolve(source.stored_dtype());
-    let budget = budget::plan(&source.config, dtype, demand(&requests, context), &args.machine.memory)?;
+    let format = args.machine.memory.dtype.resolve(source.stored_dtype());
+    let budget = budget::plan(&source.config, format, demand(&requests, context), &args.machine.memory)?;
     let interrupt = Interrupt::install()?;
     let started = Instant::now();
     let mut engine = source.engine(&budget, args.machine.threads())?;
@@ -123,14 +127,37 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
 }
 
 impl GenerateArgs {
-    fn params(&self, source: &Source, text: Option<&Text>) -> SamplingParams {
+    /// Refuses flags that nothing in this run would read, before anything is loaded.
+    fn check_use(&self, prompts: &Prompts) -> Result<()> {
+        if let (Some(flag), false) =
+            (self.template.given(), prompts.iter().any(|prompt| self.is_chat(prompt)))
+        {
+            return Err(failure(
+                format_args!("{flag} needs a conversation, and the prompt is a plain text"),
+                "add --chat to put the prompt through the chat template",
+            ));
+        }
+        let logprobs = self.report.logprobs.or(self.report.prompt_logprobs);
+        if logprobs.is_some() && !self.report.output.json && matches!(prompts, Prompts::One(_)) {
+            return Err(failure("log-probabilities are printed as JSON only", "add --json"));
+        }
+        Ok(())
+    }
+
+    /// Whether a prompt goes through the chat template.
+    fn is_chat(&self, prompt: &Prompt) -> bool {
+        match prompt.input {
+            Input::Messages(_) => true,
+            Input::Text(_) => self.chat,
+            Input::Ids(_) => false,
+        }
+    }
+
+    fn params(&self, source: &Source) -> SamplingParams {
         let mut params = generation::sampling_params(&self.sampling, &source.defaults);
         params.seed.get_or_insert_with(generation::fresh_seed);
         params.logprobs = self.report.logprobs;
         params.prompt_logprobs = self.report.prompt_logprobs;
-        if let Some(text) = text.filter(|_| self.chat && !self.sampling.ignore_eos) {
-            params.stop_token_ids.extend(text.ends_of_turn());
-        }
         params
     }
 
@@ -168,7 +195,10 @@ impl GenerateArgs {
 }
 
 /// Refuses what the engine would refuse, before the weights are loaded.
-fn check_length(prompt: &[u32], params: &SamplingParams, context: usize) -> Result<()> {
+fn check_ids(prompt: &[u32], params: &SamplingParams, context: usize, vocab_size: usize) -> Result<()> {
+    if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
+        return Err(EngineError::TokenOutOfRange { field: "prompt", token, vocab_size }.into());
+    }
     let generated = params.max_tokens.unwrap_or(1).min(1);
     if prompt.len() + generated > context {
         return Err(EngineError::PromptTooLong { prompt: prompt.len(), generated, context }.into());

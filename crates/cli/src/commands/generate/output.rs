@@ -158,7 +158,7 @@ impl<'a> Writer<'a> {
             "timings",
             json!({
                 "load_s": self.report.load.as_secs_f64(),
-                "ttft_s": answer.first_token.as_secs_f64(),
+                "ttft_s": (completion_tokens > 0).then_some(answer.first_token.as_secs_f64()),
                 "total_s": answer.last_token.as_secs_f64(),
                 "decode_tokens_per_s": answer.decode_rate(),
             }),

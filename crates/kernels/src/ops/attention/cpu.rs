@@ -9,7 +9,7 @@ use kanana_tensor::{DType, Element, Tensor, bf16};
 use super::{Arguments, KeyValues, Spans, TILE, check_attention};
 use crate::Result;
 use crate::ops::check;
-use crate::ops::linear::cpu::Machine;
+use crate::runtime::Machine;
 use crate::runtime::simd::{Kernel, LANES, Lanes, dispatch};
 use crate::runtime::threads::SharedMut;
 
@@ -187,10 +187,18 @@ impl<E: Widen> Task<'_, E> {
 #[inline(always)]
 fn dots<L: Lanes>(query: &[f32], keys: &[f32], scores: &mut [f32]) {
     let query = query.as_chunks::<LANES>().0;
-    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len() * LANES)) {
+    let width = query.len() * LANES;
+    let dot = |key: &[f32]| {
         let key = key.as_chunks::<LANES>().0;
-        let sum = query.iter().zip(key).fold(L::splat(0.0), |sum, (q, k)| sum.fma(L::load(q), L::load(k)));
-        *score = sum.sum();
+        query.iter().zip(key).fold(L::splat(0.0), |sum, (q, k)| sum.fma(L::load(q), L::load(k)))
+    };
+    let (full, rest) = scores.as_chunks_mut::<LANES>();
+    let (full_keys, rest_keys) = keys.split_at(full.len() * LANES * width);
+    for (scores, keys) in full.iter_mut().zip(full_keys.chunks_exact(LANES * width)) {
+        L::sums(std::array::from_fn(|j| dot(&keys[j * width..][..width]))).store(scores);
+    }
+    for (score, key) in rest.iter_mut().zip(rest_keys.chunks_exact(width)) {
+        *score = dot(key).sum();
     }
 }
 
@@ -220,11 +228,11 @@ fn accumulate<L: Lanes>(
     }
     let mut fade = [0.0; LANES];
     L::splat(before.largest - largest).exp().store(&mut fade);
-    let (fours, ones) = sum.as_chunks_mut::<LANES>().0.as_chunks_mut::<4>();
-    for (c, sums) in fours.iter_mut().enumerate() {
-        add_weighted::<L, 4>(sums, fade[0], &scores[..visible], values, 4 * c);
+    let (eights, ones) = sum.as_chunks_mut::<LANES>().0.as_chunks_mut::<8>();
+    for (c, sums) in eights.iter_mut().enumerate() {
+        add_weighted::<L, 8>(sums, fade[0], &scores[..visible], values, 8 * c);
     }
-    let first = 4 * fours.len();
+    let first = 8 * eights.len();
     for (c, sums) in ones.iter_mut().enumerate() {
         add_weighted::<L, 1>(std::array::from_mut(sums), fade[0], &scores[..visible], values, first + c);
     }

@@ -95,6 +95,9 @@ impl Arguments<'_> {
 pub(crate) fn check_attention<'a>(q: &Tensor, kv: &KeyValues<'a>, spans: &'a Spans) -> Result<Arguments<'a>> {
     const OP: &str = "attention";
     let [tokens, heads, head_dim] = check::dims(OP, "q", q)?;
+    if head_dim == 0 {
+        return Err(check::shape_error(OP, "q", q, "[T, N, at least 1]".to_owned()));
+    }
     let query_starts = check::slice::<u32>(OP, &spans.query_starts)?;
     let context_lens = check::slice::<u32>(OP, &spans.context_lens)?;
     let rising = query_starts.windows(2).all(|pair| pair[0] <= pair[1]);
@@ -121,11 +124,14 @@ pub(crate) fn check_attention<'a>(q: &Tensor, kv: &KeyValues<'a>, spans: &'a Spa
         KeyValues::Paged { block_table, .. } => {
             let [blocks, kv_heads, block_size, _] = check::dims(OP, "k", k)?;
             check::shape(OP, "k", k, &[blocks, kv_heads, block_size, head_dim])?;
+            if block_size == 0 {
+                return Err(check::shape_error(OP, "k", k, "at least one position in a block".to_owned()));
+            }
             let [rows, entries] = check::dims(OP, "block_table", block_table)?;
             check::shape(OP, "block_table", block_table, &[context_lens.len(), entries])?;
             let table = check::slice::<u32>(OP, block_table)?;
             for s in 0..rows {
-                let used = (context_lens[s] as usize).div_ceil(block_size.max(1));
+                let used = (context_lens[s] as usize).div_ceil(block_size);
                 if used > entries {
                     return Err(KernelError::Index { op: OP, index: used, limit: entries });
                 }

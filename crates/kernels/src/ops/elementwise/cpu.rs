@@ -5,8 +5,8 @@ use kanana_tensor::{DType, Tensor, bf16};
 use super::{check_bias, check_gate, check_pair};
 use crate::Result;
 use crate::ops::check;
-use crate::ops::linear::cpu::{Machine, bf16_rounded};
-use crate::runtime::simd::{Kernel, LANES, Lanes, dispatch};
+use crate::runtime::Machine;
+use crate::runtime::simd::{Kernel, LANES, Lanes, bf16_rounded, dispatch};
 
 /// Elements in a task.
 const CHUNK: usize = 16 << 10;

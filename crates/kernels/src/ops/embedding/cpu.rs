@@ -4,28 +4,37 @@ use kanana_tensor::{DType, Tensor, bf16};
 
 use crate::Result;
 use crate::ops::check;
-use crate::ops::linear::cpu::Machine;
-use crate::ops::linear::pack::position;
-use crate::ops::linear::{Layout, Weight};
+use crate::ops::linear::pack::{PANEL, position};
+use crate::ops::linear::quant::{GROUP, Group, block_len, panel_bytes};
+use crate::ops::linear::{Format, Layout, Weight};
+use crate::runtime::Machine;
 
 pub(crate) fn embedding(machine: Machine<'_>, ids: &Tensor, table: &Weight) -> Result<Tensor> {
     table.check_layout("embedding", Layout::Panels)?;
     let ids = check::indices("embedding", ids, table.out_features)?;
-    let (width, dtype) = (table.in_features, table.dtype());
+    let (width, format) = (table.in_features, table.format);
     let mut out = machine.pool.tensor(&[ids.len(), width], DType::F32);
     let rows = check::slice_mut::<f32>("embedding", &mut out)?;
-    let place = |t: usize, k: usize| position(width, dtype, ids[t] as usize, k);
-    match dtype {
-        DType::BF16 => {
-            let table = check::slice::<bf16>("embedding", &table.data)?;
-            machine.threads.rows_mut(rows, width, |t, row| {
-                row.iter_mut().enumerate().for_each(|(k, x)| *x = table[place(t, k)].to_f32());
-            });
-        }
-        _ => {
+    let fill = |rows: &mut [f32], read: &(dyn Fn(usize, usize) -> f32 + Sync)| {
+        machine.threads.rows_mut(rows, width, |t, row| {
+            row.iter_mut().enumerate().for_each(|(k, x)| *x = read(ids[t] as usize, k));
+        });
+    };
+    match format {
+        Format::F32 => {
             let table = check::slice::<f32>("embedding", &table.data)?;
-            machine.threads.rows_mut(rows, width, |t, row| {
-                row.iter_mut().enumerate().for_each(|(k, x)| *x = table[place(t, k)]);
+            fill(rows, &|id, k| table[position(width, DType::F32, id, k)]);
+        }
+        Format::BF16 => {
+            let table = check::slice::<bf16>("embedding", &table.data)?;
+            fill(rows, &|id, k| table[position(width, DType::BF16, id, k)].to_f32());
+        }
+        Format::Q8 | Format::Q4 => {
+            let table = check::slice::<u8>("embedding", &table.data)?;
+            let (panel_len, block_len) = (panel_bytes(format, width), block_len(format));
+            fill(rows, &|id, k| {
+                let start = id / PANEL * panel_len + k / GROUP * block_len;
+                Group::read(format, &table[start..][..block_len], id % PANEL, k % GROUP)
             });
         }
     }

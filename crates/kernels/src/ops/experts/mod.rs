@@ -16,6 +16,16 @@ pub struct Expert {
     pub down: Weight,
 }
 
+/// `x [T, D]` with `[T, A]` experts and weights: T, D and A.
+pub(crate) fn check_experts(x: &Tensor, routing: &Routing) -> Result<[usize; 3]> {
+    const OP: &str = "experts";
+    let [tokens, width] = check::dims(OP, "x", x)?;
+    let [_, top_k] = check::dims(OP, "routing", &routing.experts)?;
+    check::shape(OP, "routing", &routing.experts, &[tokens, top_k])?;
+    check::shape(OP, "routing weights", &routing.weights, &[tokens, top_k])?;
+    Ok([tokens, width, top_k])
+}
+
 /// Groups tokens by expert and runs each chosen expert once over its tokens.
 ///
 /// A token's sum runs over its experts by number, whoever else is in the batch.
@@ -25,10 +35,7 @@ pub(crate) fn by_expert<K: Kernels + ?Sized>(
     routing: &Routing,
     experts: &[Expert],
 ) -> Result<Tensor> {
-    let [tokens, _] = check::dims("experts", "x", x)?;
-    let [rows, top_k] = check::dims("experts", "routing", &routing.experts)?;
-    check::shape("experts", "routing", &routing.experts, &[tokens, top_k])?;
-    check::shape("experts", "routing weights", &routing.weights, &[rows, top_k])?;
+    let [_, _, top_k] = check_experts(x, routing)?;
     let (chosen, weights) = (kernels.download(&routing.experts)?, kernels.download(&routing.weights)?);
     let chosen = check::indices("experts", &chosen, experts.len())?;
     let weights = check::slice::<f32>("experts", &weights)?;

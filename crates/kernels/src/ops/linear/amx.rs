@@ -6,8 +6,9 @@
 //! 2008, one level fewer because the weights are already packed.)
 //!
 //! `tdpbf16ps` adds the even and the odd products of a tile apart and then together (Intel SDM), and stretches are
-//! summed in the order of k: the order of the vector kernel, so a row has the same bits from either. (But for
-//! denormal numbers, which the matrix unit takes for zero.)
+//! summed in the order of k: the order of the vector kernel, so a row has the same bits from either. The unit takes
+//! denormal numbers for zeros; so, for their sake, do [`super::pack`] and the vector kernel with weights and inputs.
+//! (Sums of normal numbers that are denormal, below 1.2e-38, are the one thing that differs.)
 
 #![allow(unsafe_code)]
 
@@ -15,13 +16,13 @@ use std::arch::asm;
 
 use kanana_tensor::{DType, Tensor, bf16};
 
-use super::cpu::{Machine, bf16_rounded};
 use super::pack::{PANEL, TILE_K, panel_len};
 use super::{Layout, Weight, check_linear};
 use crate::Result;
 use crate::ops::check;
+use crate::runtime::Machine;
 use crate::runtime::amx::Tiles;
-use crate::runtime::simd::{Kernel, Lanes, dispatch};
+use crate::runtime::simd::{Kernel, Lanes, bf16_rounded, dispatch};
 use crate::runtime::threads::SharedMut;
 
 /// Rows of a tile of `x`.
@@ -81,6 +82,8 @@ fn multiply(_: &Tiles, sums: &mut Square, rows: [&[bf16]; 2], weights: [&[bf16];
             b0 = inout(reg) weights[0].as_ptr() => _,
             b1 = inout(reg) weights[1].as_ptr() => _,
             tiles = inout(reg) tiles => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
         );
     }
@@ -210,7 +213,7 @@ impl Block<'_> {
         let columns = self.panels.len().div_ceil(2);
         let mut sums: Vec<Square> = vec![[[0.0; SUMS]; 4]; self.pairs.len() * columns];
         // With one pair of row tiles nothing is used twice: read each panel from end to end.
-        let stretch = if self.pairs.len() == 1 { product.tiles } else { STRETCH };
+        let stretch = if self.pairs.len() == 1 { product.tiles.max(1) } else { STRETCH };
         let tiles = Tiles::configure();
         for first in (0..product.tiles).step_by(stretch) {
             let along = first * TILE..product.tiles.min(first + stretch) * TILE;

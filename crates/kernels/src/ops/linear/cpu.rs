@@ -4,16 +4,15 @@
 //! summed in registers. One row takes four panels at once and streams the weights; many rows take one panel and use it
 //! from the cache. The sums of an output are the same in every case, so the bits do not depend on the case.
 
-use std::sync::Arc;
-
-use kanana_tensor::{DType, Element, Pool, Tensor, bf16};
+use kanana_tensor::{DType, Element, Tensor, bf16};
 
 use super::pack::{PANEL, TILE_K, panel_len};
-use super::{Layout, Weight, check_linear};
+use super::{Format, Layout, Weight, check_linear};
 use crate::Result;
 use crate::ops::check;
-use crate::runtime::simd::{Isa, Kernel, LANES, Lanes, dispatch};
-use crate::runtime::threads::{SharedMut, Threads};
+use crate::runtime::Machine;
+use crate::runtime::simd::{Isa, Kernel, LANES, Lanes, bf16_rounded, dispatch};
+use crate::runtime::threads::SharedMut;
 
 /// Bytes of activations that a task keeps in the second-level cache.
 const CACHED_ROWS: usize = 1 << 20;
@@ -24,18 +23,16 @@ const PREFETCH: usize = 2048;
 #[cfg(target_arch = "x86_64")]
 const MATRIX_ROWS: usize = 2;
 
-/// What every product needs of the machine.
-#[derive(Clone, Copy)]
-pub(crate) struct Machine<'a> {
-    pub(crate) threads: &'a Threads,
-    pub(crate) isa: Isa,
-    pub(crate) pool: &'a Arc<Pool>,
-}
-
 /// The product of one input with several weights, all panels of all of them shared out at once.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
+    if weights.iter().all(|w| w.format.is_quantised()) {
+        return super::quant_cpu::linears(machine, x, weights);
+    }
+    if weights.iter().any(|w| w.format.is_quantised()) {
+        return weights.iter().map(|w| Ok(linears(machine, x, &[w])?.swap_remove(0))).collect();
+    }
     #[cfg(target_arch = "x86_64")]
-    if machine.isa == Isa::Amx && x.rows() >= MATRIX_ROWS && weights.iter().all(|w| w.dtype() == DType::BF16)
+    if machine.isa == Isa::Amx && x.rows() >= MATRIX_ROWS && weights.iter().all(|w| w.format == Format::BF16)
     {
         return super::amx::linears(machine, x, weights);
     }
@@ -49,13 +46,13 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     if tokens == 0 || weights.is_empty() {
         return Ok(outputs);
     }
-    let rounded = match weights.iter().any(|w| w.dtype() == DType::BF16) {
+    let rounded = match weights.iter().any(|w| w.format == Format::BF16) {
         true => Some(rounded_to_bf16(machine, x)?),
         false => None,
     };
     let mut products = Vec::with_capacity(weights.len());
     for (w, y) in weights.iter().zip(&mut outputs) {
-        let x = if w.dtype() == DType::BF16 { rounded.as_ref().unwrap_or(x) } else { x };
+        let x = if w.format == Format::BF16 { rounded.as_ref().unwrap_or(x) } else { x };
         products.push(Product {
             x: check::slice::<f32>("linear", x)?,
             x_stride: x.row_len(),
@@ -107,18 +104,12 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         for (to, &from) in self.to.iter_mut().zip(self.from) {
-            *to = bf16_rounded(from);
+            let x = bf16_rounded(from);
+            // As the matrix unit takes it.
+            *to = if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x };
         }
         self.to[self.from.len()..].fill(0.0);
     }
-}
-
-/// Round to nearest, ties to even, as `bf16::from_f32` does; NaN stays NaN. Written on bits so that it vectorises.
-#[inline(always)]
-pub(crate) fn bf16_rounded(x: f32) -> f32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
-    f32::from_bits(if x.is_nan() { (bits | 0x0040_0000) & 0xffff_0000 } else { rounded })
 }
 
 struct Product<'a> {
@@ -139,8 +130,8 @@ impl Kernel for Block<'_> {
     type Output = ();
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        match self.product.w.dtype() {
-            DType::BF16 => self.walk::<L, Bf16Tiles>(),
+        match self.product.w.format {
+            Format::BF16 => self.walk::<L, Bf16Tiles>(),
             _ => self.walk::<L, F32Panels>(),
         }
     }

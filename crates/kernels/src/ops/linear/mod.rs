@@ -4,6 +4,10 @@
 pub(crate) mod amx;
 pub(crate) mod cpu;
 pub(crate) mod pack;
+pub(crate) mod quant;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod quant_amx;
+pub(crate) mod quant_cpu;
 pub(crate) mod reference;
 
 use kanana_tensor::{DType, Tensor};
@@ -11,13 +15,80 @@ use kanana_tensor::{DType, Tensor};
 use crate::ops::check;
 use crate::{KernelError, Result};
 
+/// How the elements of a weight are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    BF16,
+    /// 8 bits, in groups of 64 inputs with a scale and a minimum: 8.5 bits a weight.
+    Q8,
+    /// 4 bits, likewise: 4.5 bits a weight.
+    Q4,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Format; 4] = [Format::F32, Format::BF16, Format::Q8, Format::Q4];
+
+    /// The name on the command line: `f32`, `bf16`, `q8`, `q4`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "f32",
+            Format::BF16 => "bf16",
+            Format::Q8 => "q8",
+            Format::Q4 => "q4",
+        }
+    }
+
+    /// What keys and values are rounded to beside weights of this format.
+    pub const fn kv_dtype(self) -> DType {
+        match self {
+            Format::F32 => DType::F32,
+            _ => DType::BF16,
+        }
+    }
+
+    /// Whether weights are codes with scales.
+    pub const fn is_quantised(self) -> bool {
+        matches!(self, Format::Q8 | Format::Q4)
+    }
+
+    /// The format of the embedding and the output matrix beside layers of this one: 4 bits are too few for them.
+    pub const fn of_embedding(self) -> Format {
+        match self {
+            Format::Q4 => Format::Q8,
+            other => other,
+        }
+    }
+
+    /// Memory of so many weights, without the padding of the last panels. Units: bytes.
+    pub const fn bytes(self, weights: u64) -> u64 {
+        match self {
+            Format::F32 => 4 * weights,
+            Format::BF16 => 2 * weights,
+            Format::Q8 | Format::Q4 => {
+                let (block, held) = (quant::block_len(self), quant::GROUP * pack::PANEL);
+                (weights as u128 * block as u128 / held as u128) as u64
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// How the elements of a weight are arranged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// `[N, K]`, as given.
+    /// `[N, K]`, as given; quantised weights as the f32 values of their codes.
     Rows,
     /// Panels of 16 outputs; f32: `[N/16][K][16 n]`; bf16: `[N/16][K/32][16 pairs][16 n][2]`, which is the tile that
-    /// `tdpbf16ps` takes. Both padded with zeros.
+    /// `tdpbf16ps` takes; quantised: blocks of [`quant`]. All padded with zeros.
     Panels,
 }
 
@@ -26,6 +97,7 @@ pub(crate) enum Layout {
 pub struct Weight {
     pub(crate) out_features: usize,
     pub(crate) in_features: usize,
+    pub(crate) format: Format,
     pub(crate) layout: Layout,
     pub(crate) data: Tensor,
 }
@@ -41,9 +113,9 @@ impl Weight {
         self.in_features
     }
 
-    /// The dtype the elements are stored in.
-    pub fn dtype(&self) -> DType {
-        self.data.dtype()
+    /// How the elements are stored.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// Bytes in memory, padding included.

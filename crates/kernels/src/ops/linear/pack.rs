@@ -1,8 +1,9 @@
 //! From rows to panels: once, at load. See [`Layout::Panels`].
 
-use kanana_tensor::{DType, Tensor, bf16, f16};
+use kanana_tensor::{DType, Element, Tensor, bf16, f16};
 
-use super::{Layout, Weight};
+use super::quant::{GROUP, Group, block_len, panel_bytes};
+use super::{Format, Layout, Weight};
 use crate::Result;
 use crate::ops::check;
 use crate::runtime::memory::advise_huge_pages;
@@ -13,7 +14,7 @@ pub(crate) const PANEL: usize = 16;
 /// Inputs in a bf16 tile.
 pub(crate) const TILE_K: usize = 32;
 
-/// Elements of one panel, padding included.
+/// Elements of one panel of f32 or bf16, padding included.
 pub(crate) fn panel_len(in_features: usize, dtype: DType) -> usize {
     match dtype {
         DType::BF16 => in_features.next_multiple_of(TILE_K) * PANEL,
@@ -21,7 +22,7 @@ pub(crate) fn panel_len(in_features: usize, dtype: DType) -> usize {
     }
 }
 
-/// Where element `(n, k)` of a weight lies.
+/// Where element `(n, k)` of a weight of f32 or bf16 lies.
 pub(crate) fn position(in_features: usize, dtype: DType, n: usize, k: usize) -> usize {
     let (panel, lane) = (n / PANEL, n % PANEL);
     let within = match dtype {
@@ -31,39 +32,32 @@ pub(crate) fn position(in_features: usize, dtype: DType, n: usize, k: usize) -> 
     panel * panel_len(in_features, dtype) + within
 }
 
-pub(crate) fn pack(threads: &Threads, matrix: &Tensor, dtype: DType) -> Result<Weight> {
+pub(crate) fn pack(threads: &Threads, matrix: &Tensor, format: Format) -> Result<Weight> {
     let [out_features, in_features] = check::dims("pack", "matrix", matrix)?;
-    check::storable("pack", "dtype", dtype)?;
-    let panel_len = panel_len(in_features, dtype);
-    let mut data = Tensor::zeros(&[out_features.div_ceil(PANEL) * panel_len], dtype);
     let source = Source { matrix, out_features, in_features };
-    match dtype {
-        DType::BF16 => {
-            let packed = check::slice_mut::<bf16>("pack", &mut data)?;
-            advise_huge_pages(bytes_mut(packed));
-            match matrix.dtype() {
-                DType::BF16 => source.panels(threads, packed, panel_len, |x: bf16| x)?,
-                DType::F16 => {
-                    source.panels(threads, packed, panel_len, |x: f16| bf16::from_f32(x.to_f32()))?
-                }
-                _ => source.panels(threads, packed, panel_len, bf16::from_f32)?,
-            }
-        }
-        _ => {
-            let packed = check::slice_mut::<f32>("pack", &mut data)?;
-            advise_huge_pages(bytes_mut(packed));
-            match matrix.dtype() {
-                DType::BF16 => source.panels(threads, packed, panel_len, bf16::to_f32)?,
-                DType::F16 => source.panels(threads, packed, panel_len, f16::to_f32)?,
-                _ => source.panels(threads, packed, panel_len, |x: f32| x)?,
-            }
-        }
-    }
-    Ok(Weight { out_features, in_features, layout: Layout::Panels, data })
+    let data = match format {
+        Format::F32 => match matrix.dtype() {
+            DType::BF16 => source.panels(threads, bf16::to_f32)?,
+            DType::F16 => source.panels(threads, f16::to_f32)?,
+            _ => source.panels(threads, |x: f32| x)?,
+        },
+        Format::BF16 => match matrix.dtype() {
+            DType::BF16 => source.panels(threads, normal)?,
+            DType::F16 => source.panels(threads, |x: f16| normal(bf16::from_f32(x.to_f32())))?,
+            _ => source.panels(threads, |x: f32| normal(bf16::from_f32(x)))?,
+        },
+        Format::Q8 | Format::Q4 => match matrix.dtype() {
+            DType::BF16 => source.blocks(threads, format, bf16::to_f32)?,
+            DType::F16 => source.blocks(threads, format, f16::to_f32)?,
+            _ => source.blocks(threads, format, |x: f32| x)?,
+        },
+    };
+    Ok(Weight { out_features, in_features, format, layout: Layout::Panels, data })
 }
 
-fn bytes_mut<E: kanana_tensor::Element>(elements: &mut [E]) -> &mut [u8] {
-    bytemuck::cast_slice_mut(elements)
+/// Zero for a denormal number: the matrix unit takes it for that, and every path gives the same bits.
+fn normal(x: bf16) -> bf16 {
+    if x.to_f32().abs() < f32::MIN_POSITIVE { bf16::ZERO } else { x }
 }
 
 struct Source<'a> {
@@ -73,21 +67,21 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn panels<From: kanana_tensor::Element, To: kanana_tensor::Element>(
+    /// Panels of f32 or bf16.
+    fn panels<From: Element, To: Element>(
         &self,
         threads: &Threads,
-        packed: &mut [To],
-        panel_len: usize,
         convert: impl Fn(From) -> To + Sync,
-    ) -> Result<()> {
+    ) -> Result<Tensor> {
         let rows = check::slice::<From>("pack", self.matrix)?;
-        let (inputs, outputs) = (self.in_features, self.out_features);
+        let panel_len = panel_len(self.in_features, To::DTYPE);
+        let mut data = Tensor::zeros(&[self.out_features.div_ceil(PANEL) * panel_len], To::DTYPE);
+        let packed = check::slice_mut::<To>("pack", &mut data)?;
+        advise_huge_pages(bytemuck::cast_slice_mut(packed));
         // Inputs that lie side by side in a panel, for each of its outputs: pairs for bf16, one for f32.
         let group = if To::DTYPE == DType::BF16 { 2 } else { 1 };
         threads.chunks_mut(packed, panel_len, |panel, out| {
-            let first = panel * PANEL;
-            for lane in 0..PANEL.min(outputs - first) {
-                let row = &rows[(first + lane) * inputs..][..inputs];
+            for (lane, row) in self.rows_of(rows, panel) {
                 let targets = out.chunks_exact_mut(group * PANEL);
                 for (target, values) in targets.zip(row.chunks(group)) {
                     for (j, &value) in values.iter().enumerate() {
@@ -96,6 +90,37 @@ impl Source<'_> {
                 }
             }
         });
-        Ok(())
+        Ok(data)
+    }
+
+    /// Panels of quantised blocks.
+    fn blocks<From: Element>(
+        &self,
+        threads: &Threads,
+        format: Format,
+        widen: impl Fn(From) -> f32 + Sync,
+    ) -> Result<Tensor> {
+        let rows = check::slice::<From>("pack", self.matrix)?;
+        let panel_len = panel_bytes(format, self.in_features);
+        let mut data = Tensor::zeros(&[self.out_features.div_ceil(PANEL) * panel_len], DType::U8);
+        let packed = check::slice_mut::<u8>("pack", &mut data)?;
+        advise_huge_pages(packed);
+        threads.chunks_mut(packed, panel_len, |panel, out| {
+            for (lane, row) in self.rows_of(rows, panel) {
+                for (block, values) in out.chunks_exact_mut(block_len(format)).zip(row.chunks(GROUP)) {
+                    let mut weights = [0.0; GROUP];
+                    weights.iter_mut().zip(values).for_each(|(w, &value)| *w = widen(value));
+                    Group::quantise(&weights[..values.len()], format).store(format, lane, block);
+                }
+            }
+        });
+        Ok(data)
+    }
+
+    /// The rows of a panel with their lanes.
+    fn rows_of<'a, E>(&self, rows: &'a [E], panel: usize) -> impl Iterator<Item = (usize, &'a [E])> {
+        let (first, inputs) = (panel * PANEL, self.in_features);
+        (0..PANEL.min(self.out_features - first))
+            .map(move |lane| (lane, &rows[(first + lane) * inputs..][..inputs]))
     }
 }

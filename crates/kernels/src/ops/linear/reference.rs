@@ -1,23 +1,31 @@
 //! The oracle: rows of weights as given, one sum after another.
 
-use kanana_tensor::{DType, Tensor, bf16};
+use kanana_tensor::{Tensor, bf16};
 
-use super::{Layout, Weight, check_linear};
+use super::quant::{GROUP, Group};
+use super::{Format, Layout, Weight, check_linear};
 use crate::Result;
 use crate::ops::check;
 
-/// Keeps the rows; only the dtype may change.
-pub(crate) fn pack(matrix: &Tensor, dtype: DType) -> Result<Weight> {
+/// Keeps the rows; quantised weights become the values of their codes.
+pub(crate) fn pack(matrix: &Tensor, format: Format) -> Result<Weight> {
     let [out_features, in_features] = check::dims("pack", "matrix", matrix)?;
-    check::storable("pack", "dtype", dtype)?;
-    let values = check::in_op("pack", matrix.to_f32_vec())?;
-    let data = match dtype {
-        DType::BF16 => {
+    let mut values = check::in_op("pack", matrix.to_f32_vec())?;
+    if format.is_quantised() {
+        for row in values.chunks_mut(in_features.max(1)) {
+            for weights in row.chunks_mut(GROUP) {
+                let group = Group::quantise(weights, format);
+                weights.iter_mut().enumerate().for_each(|(i, w)| *w = group.value(i));
+            }
+        }
+    }
+    let data = match format {
+        Format::BF16 => {
             Tensor::from_slice(matrix.shape(), &values.into_iter().map(bf16::from_f32).collect::<Vec<_>>())
         }
         _ => Tensor::from_slice(matrix.shape(), &values),
     };
-    Ok(Weight { out_features, in_features, layout: Layout::Rows, data: check::in_op("pack", data)? })
+    Ok(Weight { out_features, in_features, format, layout: Layout::Rows, data: check::in_op("pack", data)? })
 }
 
 pub(crate) fn linear(x: &Tensor, w: &Weight) -> Result<Tensor> {
@@ -26,8 +34,10 @@ pub(crate) fn linear(x: &Tensor, w: &Weight) -> Result<Tensor> {
     let (inputs, outputs) = (w.in_features, w.out_features);
     let weights = check::in_op("linear", w.data.to_f32_vec())?;
     let mut x = check::slice::<f32>("linear", x)?.to_vec();
-    if w.dtype() == DType::BF16 {
-        x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+    match w.format {
+        Format::F32 => {}
+        Format::BF16 => x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        Format::Q8 | Format::Q4 => x.chunks_mut(inputs.max(1)).for_each(round_groups),
     }
     let mut y = vec![0.0; tokens * outputs];
     for t in 0..tokens {
@@ -36,4 +46,17 @@ pub(crate) fn linear(x: &Tensor, w: &Weight) -> Result<Tensor> {
         }
     }
     check::in_op("linear", Tensor::from_slice(&[tokens, outputs], &y))
+}
+
+/// Rounds each group of a row to the 127 steps up to its largest element.
+fn round_groups(row: &mut [f32]) {
+    for group in row.chunks_mut(GROUP) {
+        let largest = group.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        if largest > 0.0 && group.iter().all(|x| x.is_finite()) {
+            let steps = 127.0 / largest;
+            group.iter_mut().for_each(|x| *x = (*x * steps).round_ties_even() * (largest / 127.0));
+        } else if largest > 0.0 || group.iter().any(|x| x.is_nan()) {
+            group.fill(f32::NAN);
+        }
+    }
 }

@@ -4,7 +4,7 @@ use kanana_tensor::{DType, Tensor};
 
 use crate::Result;
 use crate::ops::check;
-use crate::ops::linear::cpu::Machine;
+use crate::runtime::Machine;
 use crate::runtime::simd::{Kernel, LANES, Lanes, dispatch};
 
 pub(crate) fn log_sum_exp(machine: Machine<'_>, logits: &Tensor) -> Result<Tensor> {

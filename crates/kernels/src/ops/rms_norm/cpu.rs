@@ -5,7 +5,7 @@ use kanana_tensor::{DType, Tensor};
 use super::check_rms_norm;
 use crate::Result;
 use crate::ops::check;
-use crate::ops::linear::cpu::Machine;
+use crate::runtime::Machine;
 use crate::runtime::simd::{Kernel, LANES, Lanes, dispatch};
 
 pub(crate) fn rms_norm(machine: Machine<'_>, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

@@ -10,7 +10,9 @@ use crate::ops::check;
 
 /// The width of a normed row.
 pub(crate) fn check_rms_norm(x: &Tensor, weight: &Tensor) -> Result<usize> {
-    let width = x.shape().last().copied().unwrap_or(0);
+    let Some(&width) = x.shape().last() else {
+        return Err(check::shape_error("rms_norm", "x", x, "[.., H]".to_owned()));
+    };
     check::shape("rms_norm", "weight", weight, &[width])?;
     Ok(width)
 }

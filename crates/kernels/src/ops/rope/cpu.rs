@@ -5,7 +5,7 @@ use kanana_tensor::{DType, Tensor};
 use super::{RopeTable, check_rope};
 use crate::Result;
 use crate::ops::check;
-use crate::ops::linear::cpu::Machine;
+use crate::runtime::Machine;
 use crate::runtime::simd::{Kernel, Lanes, dispatch};
 
 pub(crate) fn rope(
