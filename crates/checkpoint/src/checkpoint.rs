@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kanana_tensor::{DType, SharedBytes, Tensor};
 use memmap2::Mmap;
 
+use crate::gguf::{Coding, Encoded, GgufFile, Naming, Piece, ROPE_FACTORS, decoded_dtype};
 use crate::header::{Entry, parse_header, readable_dtype};
 use crate::index::{INDEX_FILE, find_weights};
 use crate::{CheckpointError, Result};
@@ -20,12 +21,13 @@ pub struct Checkpoint {
     files: Vec<MappedFile>,
     tensors: BTreeMap<String, Location>,
     metadata: BTreeMap<String, String>,
+    gguf: Option<GgufFile>,
 }
 
 /// What is known of a tensor without reading it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TensorInfo<'a> {
-    /// The dtype as the file spells it: `F32`, `BF16`, `F8_E4M3`, …
+    /// The dtype as the file spells it: `F32`, `BF16`, `F8_E4M3`, `Q4_K`, …
     pub dtype: &'a str,
     /// The extent of every dimension, outermost first.
     pub shape: &'a [usize],
@@ -38,7 +40,12 @@ pub struct TensorInfo<'a> {
 impl TensorInfo<'_> {
     /// The dtype of the tensor that [`Checkpoint::tensor`] gives; none when it would be refused.
     pub fn tensor_dtype(&self) -> Option<DType> {
-        readable_dtype(self.dtype)
+        readable_dtype(self.dtype).or_else(|| decoded_dtype(self.dtype))
+    }
+
+    /// Whether elements share a scale, so that [`Checkpoint::tensor`] gives numbers that were rounded to few bits.
+    pub fn is_quantised(&self) -> bool {
+        decoded_dtype(self.dtype).is_some()
     }
 }
 
@@ -50,10 +57,13 @@ struct MappedFile {
 struct Location {
     file: usize,
     entry: Entry,
+    /// How the bytes become the elements, where they are not just them: in GGUF files.
+    coding: Option<Coding>,
 }
 
 impl Checkpoint {
-    /// Opens a folder with `model.safetensors`, or with shards and `model.safetensors.index.json`.
+    /// Opens a folder with `model.safetensors`, or with shards and `model.safetensors.index.json`; or a `.gguf` file,
+    /// whose tensors then have the names and the order of rows that they have in such a folder.
     ///
     /// Errors: every variant of [`CheckpointError`] that speaks of files and headers. Cost: reads the headers only.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
@@ -63,7 +73,12 @@ impl Checkpoint {
             files: vec![],
             tensors: BTreeMap::new(),
             metadata: BTreeMap::new(),
+            gguf: None,
         };
+        if dir.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && !dir.is_dir() {
+            checkpoint.add_gguf(GgufFile::open(dir)?)?;
+            return Ok(checkpoint);
+        }
         for (path, expected) in find_weights(dir)? {
             let map = map_file(&path).map_err(|error| match (error, expected.first()) {
                 (CheckpointError::Read { source, .. }, Some(tensor))
@@ -88,7 +103,7 @@ impl Checkpoint {
         let file = self.files.len();
         for (name, entry) in header.tensors {
             match self.tensors.entry(name) {
-                Slot::Vacant(slot) => slot.insert(Location { file, entry }),
+                Slot::Vacant(slot) => slot.insert(Location { file, entry, coding: None }),
                 Slot::Occupied(slot) => {
                     let first = self.files[slot.get().file].path.clone();
                     return Err(CheckpointError::Duplicate {
@@ -104,7 +119,36 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The folder.
+    fn add_gguf(&mut self, gguf: GgufFile) -> Result<()> {
+        let naming = Naming::of(gguf.metadata())?;
+        // The divisors of the rotary frequencies are part of the configuration elsewhere, and become it again.
+        let tensors = gguf.header().tensors.iter().filter(|(name, _)| *name != ROPE_FACTORS);
+        for (name, tensor) in tensors {
+            let pieces = naming.pieces(name, tensor);
+            let wrong = |problem| CheckpointError::Gguf { file: self.dir.clone(), problem };
+            for Piece { name, shape, bytes, heads } in pieces.map_err(wrong)? {
+                let coding = Some(Coding { ggml_type: tensor.ggml_type, heads });
+                let entry = Entry { dtype: tensor.ggml_type.name().to_owned(), shape, bytes };
+                // A file that has a tensor under both of its names is not what a converter writes.
+                if let Some(tensor) =
+                    self.tensors.insert(name.clone(), Location { file: 0, entry, coding }).map(|_| name)
+                {
+                    let (first, second) = (self.dir.clone(), self.dir.clone());
+                    return Err(CheckpointError::Duplicate { tensor, first, second });
+                }
+            }
+        }
+        self.files.push(MappedFile { path: self.dir.clone(), map: gguf.map().clone() });
+        self.gguf = Some(gguf);
+        Ok(())
+    }
+
+    /// The GGUF file, with its metadata, when this is one.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        self.gguf.as_ref()
+    }
+
+    /// The folder, or the GGUF file.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -131,7 +175,7 @@ impl Checkpoint {
 
     /// What is known of a tensor without reading it.
     pub fn get(&self, name: &str) -> Option<TensorInfo<'_>> {
-        let Location { file, entry } = self.tensors.get(name)?;
+        let Location { file, entry, .. } = self.tensors.get(name)?;
         Some(TensorInfo {
             dtype: &entry.dtype,
             shape: &entry.shape,
@@ -140,15 +184,21 @@ impl Checkpoint {
         })
     }
 
-    /// A tensor, as a view of the mapped file; as a copy when its data do not start at a multiple of the element size.
+    /// A tensor, as a view of the mapped file; as a copy when its data do not start at a multiple of the element size, or
+    /// when it is quantised (then f32) or has its rows in another order, as GGUF has some.
     ///
-    /// Errors: [`CheckpointError::NoTensor`], [`CheckpointError::UnsupportedDType`].
-    /// Cost: none until the pages are read.
+    /// Errors: [`CheckpointError::NoTensor`], [`CheckpointError::UnsupportedDType`], for GGUF
+    /// [`GgufError::UnsupportedType`](crate::gguf::GgufError::UnsupportedType).
+    /// Cost: none until the pages are read; where it is decoded, that, on all cores.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let Some(Location { file, entry }) = self.tensors.get(name) else {
+        let Some(Location { file, entry, coding }) = self.tensors.get(name) else {
             return Err(CheckpointError::NoTensor { dir: self.dir.clone(), tensor: name.to_owned() });
         };
         let MappedFile { path, map } = &self.files[*file];
+        if let Some(coding) = coding.filter(|coding| !coding.is_plain()) {
+            let data = &map[entry.bytes.clone()];
+            return coding.decode(&Encoded { file: path, tensor: name, shape: &entry.shape, data });
+        }
         let dtype = readable_dtype(&entry.dtype).ok_or_else(|| CheckpointError::UnsupportedDType {
             file: path.clone(),
             tensor: name.to_owned(),
@@ -169,7 +219,7 @@ impl Checkpoint {
     /// Does nothing where the system has no such call, and for names that are not there.
     pub fn release(&self, name: &str) {
         #[cfg(unix)]
-        if let Some(Location { file, entry }) = self.tensors.get(name) {
+        if let Some(Location { file, entry, .. }) = self.tensors.get(name) {
             release_pages(&self.files[*file].map, entry.bytes.clone());
         }
         #[cfg(not(unix))]
@@ -177,7 +227,7 @@ impl Checkpoint {
     }
 }
 
-fn map_file(path: &Path) -> Result<Mmap> {
+pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
     let unreadable = |source| CheckpointError::Read { file: path.into(), source };
     // Before opening: opening a pipe would wait for a writer.
     let metadata = std::fs::metadata(path).map_err(unreadable)?;

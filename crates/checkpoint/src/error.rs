@@ -3,6 +3,8 @@ use std::path::PathBuf;
 
 use kanana_tensor::TensorError;
 
+use crate::gguf::GgufError;
+
 /// The result of reading or writing a checkpoint.
 pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
 
@@ -13,7 +15,7 @@ pub enum CheckpointError {
     #[error("{0}: no such folder; check the path")]
     NoFolder(PathBuf),
     /// The path is a file.
-    #[error("{0}: is a file; give the folder that holds model.safetensors and config.json")]
+    #[error("{0}: is a file; give the folder that holds model.safetensors and config.json, or a .gguf file")]
     NotAFolder(PathBuf),
     /// The folder has no weights.
     #[error(
@@ -240,6 +242,15 @@ pub enum CheckpointError {
         expected: u64,
         /// Bytes of data in the file.
         got: u64,
+    },
+
+    /// A GGUF file is not what it should be, or a model cannot become one.
+    #[error("{file}: {problem}")]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: GgufError,
     },
 
     /// Nothing has that name.

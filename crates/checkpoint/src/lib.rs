@@ -1,8 +1,9 @@
-//! Bytes to named tensors and back: Hugging Face folders of safetensors files.
+//! Bytes to named tensors and back: Hugging Face folders of safetensors files, and GGUF files.
 //!
-//! [`Checkpoint`] reads a folder through memory maps and never trusts it: every offset is checked before a tensor is
-//! handed out. [`save`] writes one, streaming and atomically. It refuses to know architectures, text, and formats that
-//! run code when they are loaded (pickle). Tests: `cargo test -p kanana-checkpoint`.
+//! [`Checkpoint`] reads either through memory maps and never trusts it: every offset is checked before a tensor is
+//! handed out. [`save`] writes a folder and [`gguf`] a file, streaming and atomically. It refuses to know what an
+//! architecture computes (of some it knows what GGUF calls their tensors), text, and formats that run code when they
+//! are loaded (pickle). Tests: `cargo test -p kanana-checkpoint`.
 //!
 //! Out of scope: a file that somebody truncates or rewrites in place while it is mapped. The operating system answers
 //! a read beyond the new end with SIGBUS, and no check made at opening time can prevent that. Replacing a file by
@@ -11,11 +12,12 @@
 
 #[cfg(target_endian = "big")]
 compile_error!(
-    "safetensors are little-endian, and tensors are mapped as they are: big-endian machines need a port"
+    "safetensors and GGUF are little-endian, and tensors are mapped as they are: big-endian machines need a port"
 );
 
 mod checkpoint;
 mod error;
+pub mod gguf;
 mod header;
 mod index;
 mod save;

@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
 use crate::header::{LENGTH_BYTES, MAX_HEADER_BYTES, METADATA_KEY, written_dtype};
-use crate::index::{INDEX_FILE, SINGLE_FILE, is_there};
+pub(crate) use crate::index::is_there;
+use crate::index::{INDEX_FILE, SINGLE_FILE};
 use crate::{CheckpointError, Result};
 
 /// The data start at a multiple of a cache line, and so does every tensor after tensors of whole lines.
@@ -156,15 +157,7 @@ impl<F> Writer<'_, F> {
         fill: impl FnOnce(&mut NamedTempFile) -> io::Result<()>,
     ) -> Result<()> {
         let path = self.dir.join(name);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".").suffix(".partial");
-        #[cfg(unix)]
-        {
-            // Readable by others as far as the umask allows, like any file; the default is the owner alone.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder.tempfile_in(self.dir).map_err(|e| self.failed(&path, e))?;
+        let mut file = temporary_file(self.dir).map_err(|e| self.failed(&path, e))?;
         fill(&mut file).map_err(|e| self.failed(&path, e))?;
         self.files.push((file, path));
         Ok(())
@@ -180,20 +173,43 @@ impl<F> Writer<'_, F> {
             file.persist(&path).map_err(|e| self.failed(&path, e.error))?;
             paths.push(path);
         }
-        // A folder can be synced on unix only; elsewhere the rename reaches the disk in its own time.
-        if cfg!(unix) {
-            File::open(self.dir).and_then(|dir| dir.sync_all()).map_err(|e| self.failed(self.dir, e))?;
-        }
+        sync_folder(self.dir).map_err(|e| self.failed(self.dir, e))?;
         Ok(paths)
     }
 
     fn failed(&self, file: &Path, source: io::Error) -> CheckpointError {
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                CheckpointError::DiskFull { file: file.into(), needed: self.needed, source }
-            }
-            _ => CheckpointError::Write { file: file.into(), source },
+        write_failed(file, self.needed, source)
+    }
+}
+
+/// A file in `dir` that disappears unless it gets a name.
+pub(crate) fn temporary_file(dir: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".partial");
+    #[cfg(unix)]
+    {
+        // Readable by others as far as the umask allows, like any file; the default is the owner alone.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(dir)
+}
+
+/// Makes the names in a folder durable. That can be done on unix only; elsewhere they reach the disk in their own time.
+pub(crate) fn sync_folder(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The error of a write that failed, of a checkpoint of `needed` bytes.
+pub(crate) fn write_failed(file: &Path, needed: u64, source: io::Error) -> CheckpointError {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            CheckpointError::DiskFull { file: file.into(), needed, source }
         }
+        _ => CheckpointError::Write { file: file.into(), source },
     }
 }
 

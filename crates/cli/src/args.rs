@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kanana_kernels::Format;
 use kanana_tensor::DType;
 
-use crate::commands::{bench, chat, completions, generate, inspect, pull, score, tokenize};
+use crate::commands::{bench, chat, completions, convert, generate, inspect, pull, score, tokenize};
 
 /// Runs the Kanana family of language models on this machine.
 #[derive(Parser)]
@@ -40,6 +40,7 @@ pub enum Command {
     Bench(bench::BenchArgs),
     Perplexity(score::PerplexityArgs),
     Compare(score::CompareArgs),
+    Convert(convert::ConvertArgs),
     Completions(completions::CompletionsArgs),
 }
 

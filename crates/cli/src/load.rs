@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use kanana_checkpoint::Checkpoint;
+use kanana_checkpoint::gguf::{GgufFile, config_json};
 use kanana_engine::{Engine, EngineOptions};
 use kanana_kernels::{Cpu, CpuOptions, Kernels};
 use kanana_model::{
@@ -33,8 +34,8 @@ impl Source {
     /// Opens a folder or a Hub id, with the rotary scaling asked for.
     pub fn open(model: &str, rope: &RopeArgs) -> Result<Self> {
         let dir = resolve(model)?;
-        let config = apply_rope(&Config::from_dir(&dir)?, rope)?;
-        let defaults = GenerationDefaults::from_dir(&dir)?;
+        let config = apply_rope(&read_config(&dir)?, rope)?;
+        let defaults = if is_gguf(&dir) { Default::default() } else { GenerationDefaults::from_dir(&dir)? };
         if !defaults.not_honoured.is_empty() {
             let names = defaults.not_honoured.join(", ");
             output::note(format_args!("generation_config.json: not honoured: {names}"));
@@ -44,10 +45,10 @@ impl Source {
         Ok(Source { name: model.to_string(), dir, config, defaults, checkpoint })
     }
 
-    /// The dtype the weights are stored in: what most bytes are.
+    /// The dtype the weights are stored in, unless they are quantised: what most bytes are.
     pub fn stored_dtype(&self) -> Option<DType> {
         let embedding = self.checkpoint.get("model.embed_tokens.weight")?;
-        embedding.tensor_dtype()
+        if embedding.is_quantised() { None } else { embedding.tensor_dtype() }
     }
 
     /// How long a sequence may become: what was asked for, else what the model was made for.
@@ -115,6 +116,20 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
     hub.pull(model, &[], &hub::Progress::on_stderr())
 }
 
+/// Whether a model is one GGUF file rather than a folder.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// The configuration of a folder or a GGUF file.
+pub fn read_config(path: &Path) -> Result<Config> {
+    if !is_gguf(path) {
+        return Ok(Config::from_dir(path)?);
+    }
+    let file = GgufFile::open(path)?;
+    Ok(Config::from_json_str(&config_json(&file)?.to_string(), &path.display().to_string())?)
+}
+
 /// `OWNER/NAME` or `OWNER/NAME@REVISION`, and not a path.
 fn looks_like_hub_id(model: &str) -> bool {
     let name = model.split('@').next().unwrap_or_default();
@@ -149,7 +164,7 @@ pub fn apply_rope(config: &Config, args: &RopeArgs) -> Result<Config> {
 }
 
 /// Every tensor must be there, be of the right shape and be read: one that is left over belongs to another mathematics.
-fn check_tensors(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
+pub fn check_tensors(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
     let found = checkpoint.names().filter_map(|name| Some((name, checkpoint.get(name)?.shape)));
     let TensorReport { missing, extra, misshapen } = compare_tensors(config, found);
     let list = |names: &[String]| match names {

@@ -24,7 +24,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
-use commands::{bench, chat, completions, generate, inspect, pull, score, tokenize};
+use commands::{bench, chat, completions, convert, generate, inspect, pull, score, tokenize};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -42,6 +42,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(args)?,
         Command::Perplexity(args) => score::perplexity(args)?,
         Command::Compare(args) => score::compare(args)?,
+        Command::Convert(args) => convert::run(args)?,
         Command::Completions(args) => completions::run(args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -35,6 +35,11 @@ impl Progress {
         Self::new(answers, "answers", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {rate}  {left}")
     }
 
+    /// Of converting so many parameters.
+    pub fn of_converting(parameters: u64) -> Self {
+        Self::new(parameters, "converting", "{msg} {wide_bar:.cyan/dim} {percent:>3} %  {left}")
+    }
+
     /// Of scoring so many windows of a text.
     pub fn of_windows(windows: u64) -> Self {
         Self::new(windows, "windows", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use kanana_checkpoint::gguf::{GgufFile, tokenizer_config_json, tokenizer_json};
 use kanana_model::Config;
 use kanana_tokenizer::{ChatRequest, ChatTemplate, Message, Tokenizer, TokenizerError};
 use serde_json::{Value, json};
 
 use crate::hints::failure;
+use crate::load;
 
 /// How a conversation is put to the model.
 #[derive(Args, Clone)]
@@ -77,16 +79,13 @@ impl Text {
     ///
     /// Errors: broken files, or a tokenizer with more tokens than the embedding has rows.
     pub fn open(dir: &Path, rows: usize, template: Option<&Path>) -> Result<Option<Self>> {
-        let tokenizer = match Tokenizer::from_dir(dir) {
-            Err(TokenizerError::Missing { .. }) => return Ok(None),
-            tokenizer => tokenizer?,
-        };
+        let Some(tokenizer) = tokenizer_of(dir)? else { return Ok(None) };
         tokenizer.check_fits(rows)?;
         let template = match template {
             Some(file) => {
                 ChatTemplate::from_file(file)?.with_special_tokens(tokenizer.special_tokens().clone())
             }
-            None => ChatTemplate::from_dir(dir)?,
+            None => template_of(dir)?,
         };
         Ok(Some(Text { tokenizer, template }))
     }
@@ -106,6 +105,27 @@ impl Text {
     }
 }
 
+/// The tokenizer of a folder or a GGUF file, if it has one.
+fn tokenizer_of(model: &Path) -> Result<Option<Tokenizer>> {
+    if load::is_gguf(model) {
+        let file = GgufFile::open(model)?;
+        let Some(tokenizer) = tokenizer_json(&file)? else { return Ok(None) };
+        return Ok(Some(Tokenizer::from_json_with_config(&tokenizer, &tokenizer_config_json(&file)?)?));
+    }
+    match Tokenizer::from_dir(model) {
+        Err(TokenizerError::Missing { .. }) => Ok(None),
+        tokenizer => Ok(Some(tokenizer?)),
+    }
+}
+
+/// The chat template of a folder or a GGUF file, or the built-in one.
+fn template_of(model: &Path) -> Result<ChatTemplate> {
+    match load::is_gguf(model) {
+        true => Ok(ChatTemplate::from_config_json(model, &tokenizer_config_json(&GgufFile::open(model)?)?)?),
+        false => Ok(ChatTemplate::from_dir(model)?),
+    }
+}
+
 /// The error of a command that needs text where there is no tokenizer.
 pub fn no_tokenizer(dir: &Path) -> anyhow::Error {
     failure(
@@ -116,10 +136,10 @@ pub fn no_tokenizer(dir: &Path) -> anyhow::Error {
 
 /// What `inspect` tells of the tokenizer: null without one.
 pub fn summary(dir: &Path, config: &Config) -> Result<Value> {
-    let tokenizer = match Tokenizer::from_dir(dir) {
-        Err(TokenizerError::Missing { .. }) => return Ok(Value::Null),
+    let tokenizer = match tokenizer_of(dir) {
+        Ok(None) => return Ok(Value::Null),
         Err(error) => return Ok(json!({"error": error.to_string()})),
-        Ok(tokenizer) => tokenizer,
+        Ok(Some(tokenizer)) => tokenizer,
     };
     let mut summary = json!({
         "tokens": tokenizer.vocab_size(),
@@ -128,10 +148,10 @@ pub fn summary(dir: &Path, config: &Config) -> Result<Value> {
         "bos_token": tokenizer.special_tokens().get("bos_token"),
         "eos_token": tokenizer.special_tokens().get("eos_token"),
     });
-    let template = ChatTemplate::from_dir(dir).map(|template| {
+    let template = template_of(dir).map(|template| {
         summary["chat_template"] = json!(template.origin().to_string());
     });
-    if let Err(error) = tokenizer.check_fits(config.vocab_size).and(template) {
+    if let Err(error) = tokenizer.check_fits(config.vocab_size).map_err(Into::into).and(template) {
         summary["error"] = json!(error.to_string());
     }
     Ok(summary)

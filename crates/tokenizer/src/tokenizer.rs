@@ -75,6 +75,17 @@ impl Tokenizer {
         Self::new(library.map_err(|error| invalid(path, "tokenizer", error))?, Map::new(), path)
     }
 
+    /// Builds a tokenizer from the contents of a `tokenizer.json` and a `tokenizer_config.json` that lie elsewhere, as
+    /// in a GGUF file.
+    ///
+    /// Errors: contents that are no tokenizer, named special tokens that are no text.
+    pub fn from_json_with_config(json: &Value, config: &Value) -> Result<Self> {
+        let mut tokenizer = Self::from_json(json)?;
+        let inner = Arc::get_mut(&mut tokenizer.inner).expect("just made, not shared: this is a bug");
+        inner.special_tokens = special_tokens_of(Path::new("tokenizer_config.json"), config)?;
+        Ok(tokenizer)
+    }
+
     /// Reads the original Llama 3 `tokenizer.model`, with Llama 3.1's control tokens behind it.
     fn from_tiktoken(path: &Path) -> Result<Self> {
         let ranks = match read_text(path) {
@@ -245,16 +256,23 @@ pub(crate) fn read_special_tokens(dir: &Path) -> Result<Map<String, Value>> {
         if !path.exists() {
             continue;
         }
-        let Value::Object(fields) = read_json(&path)? else {
-            return Err(invalid(&path, "top level", "expected an object"));
-        };
-        for (field, value) in fields.into_iter().filter(|(field, _)| field.ends_with("_token")) {
-            let content = if value.is_object() { value["content"].clone() } else { value };
-            match content {
-                Value::String(_) => drop(tokens.insert(field, content)),
-                Value::Null | Value::Bool(_) => {} // unset, or a switch such as add_bos_token
-                other => return Err(invalid(&path, &field, format!("expected a token, got {other}"))),
-            }
+        tokens.extend(special_tokens_of(&path, &read_json(&path)?)?);
+    }
+    Ok(tokens)
+}
+
+/// `bos_token`, `eos_token` and the like of one file's contents.
+pub(crate) fn special_tokens_of(path: &Path, config: &Value) -> Result<Map<String, Value>> {
+    let Value::Object(fields) = config else {
+        return Err(invalid(path, "top level", "expected an object"));
+    };
+    let mut tokens = Map::new();
+    for (field, value) in fields.iter().filter(|(field, _)| field.ends_with("_token")) {
+        let content = if value.is_object() { &value["content"] } else { value };
+        match content {
+            Value::String(_) => drop(tokens.insert(field.clone(), content.clone())),
+            Value::Null | Value::Bool(_) => {} // unset, or a switch such as add_bos_token
+            other => return Err(invalid(path, field, format!("expected a token, got {other}"))),
         }
     }
     Ok(tokens)

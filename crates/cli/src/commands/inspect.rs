@@ -85,10 +85,10 @@ fn examine(model: &str) -> Result<Findings> {
         });
     }
     let dir = load::resolve(model)?;
-    let config = Config::from_dir(&dir)?;
+    let config = load::read_config(&dir)?;
     Ok(Findings {
         title: model.to_string(),
-        about: vec![("folder", dir.display().to_string())],
+        about: vec![(if load::is_gguf(&dir) { "file" } else { "folder" }, dir.display().to_string())],
         files: Some(examine_files(&dir, &config)),
         tokenizer: text::summary(&dir, &config)?,
         config,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use kanana_model::Config;
+
 use kanana_tokenizer::{Ending, Specials, Tokenizer};
 use serde_json::{Value, json};
 
@@ -120,7 +120,7 @@ fn check_use(args: &TokenizeArgs) -> Result<()> {
 fn open(dir: &std::path::Path, args: &TokenizeArgs) -> Result<Option<Text>> {
     let template = args.template.chat_template.as_deref();
     match dir.join("config.json").exists() {
-        true => Text::open(dir, Config::from_dir(dir)?.vocab_size, template),
+        true => Text::open(dir, load::read_config(dir)?.vocab_size, template),
         false => Text::open(dir, usize::MAX, template),
     }
 }

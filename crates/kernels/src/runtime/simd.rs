@@ -3,6 +3,9 @@
 //! A kernel is a [`Kernel`]: a struct of its arguments whose `run` is generic over [`Lanes`]. [`dispatch`] compiles it
 //! for each instruction set and calls the one that was detected. The lanes of an instruction set must only be used
 //! inside of `dispatch`: that is where the processor is known to have it.
+//!
+//! A kernel walks in plain loops: lanes that pass through a closure of an iterator or of an array (`fold`, `map`,
+//! `from_fn`) are compiled without the instruction set, thirty times slower.
 
 #![allow(unsafe_code)]
 
@@ -149,7 +152,11 @@ pub(crate) trait Lanes: Copy {
     /// Lane j is [`Lanes::sum`] of vector j, to the bit.
     #[inline(always)]
     fn sums(x: [Self; LANES]) -> Self {
-        Self::load(&x.map(Self::sum))
+        let mut sums = [0.0; LANES];
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = x.sum();
+        }
+        Self::load(&sums)
     }
     fn prefetch(address: *const u8);
     fn load_bytes(x: &[u8; BYTES]) -> Self::Bytes;
@@ -484,29 +491,21 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn sums(x: [Self; LANES]) -> Self {
         unsafe {
-            let quarters = |a: __m512, b: __m512| {
-                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
-                _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
-            };
-            let eighths = |a: __m512, b: __m512| {
-                let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-                _mm512_add_ps(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
-            };
-            let pairs = |a: __m512, b: __m512| {
-                let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
-                _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(a, b))
-            };
-            let ones = |a: __m512, b: __m512| {
-                let even = _mm512_shuffle_ps::<0b10_00_10_00>(a, b);
-                _mm512_add_ps(even, _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
-            };
-            let x = x.map(|x| x.0);
-            // Vectors i, i + 4, i + 8, i + 12 end up in the four quarters, their four parts in the lanes.
-            let four: [__m512; 4] =
-                std::array::from_fn(|i| eighths(quarters(x[i], x[i + 4]), quarters(x[i + 8], x[i + 12])));
-            let sums = ones(pairs(four[0], four[1]), pairs(four[2], four[3]));
-            // Quarter q holds vectors 4 q, 4 q + 1, 4 q + 2, 4 q + 3 in this order already.
-            Avx512(sums)
+            let mut fours = [_mm512_setzero_ps(); 4];
+            for (i, four) in fours.iter_mut().enumerate() {
+                // Vectors i, i + 4, i + 8 and i + 12, whose sums will stand in the four quarters.
+                let (a, b, c, d) = (x[i].0, x[i + 4].0, x[i + 8].0, x[i + 12].0);
+                let ab =
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+                let cd =
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+                *four =
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            }
+            let [a, b, c, d] = fours;
+            let ab = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(c, d), _mm512_shuffle_ps::<0xee>(c, d));
+            Avx512(_mm512_add_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xdd>(ab, cd)))
         }
     }
     #[inline(always)]
@@ -556,10 +555,10 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn load_bf16(x: &[bf16; LANES]) -> Self {
         unsafe {
-            let widen =
-                |eight: __m128i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(eight)));
             let p: *const __m128i = x.as_ptr().cast();
-            Avx2(widen(_mm_loadu_si128(p)), widen(_mm_loadu_si128(p.add(1))))
+            let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)));
+            let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1))));
+            Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
     }
     #[inline(always)]
@@ -575,9 +574,12 @@ impl Lanes for Avx2 {
             let p: *const __m256i = x.as_ptr().cast();
             let (a, b) = (_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1)));
             let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let first = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
-            let second = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
-            (Avx2(first(a), first(b)), Avx2(second(a), second(b)))
+            let (first_a, first_b) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
+            let (second_a, second_b) = (_mm256_and_si256(a, high), _mm256_and_si256(b, high));
+            (
+                Avx2(_mm256_castsi256_ps(first_a), _mm256_castsi256_ps(first_b)),
+                Avx2(_mm256_castsi256_ps(second_a), _mm256_castsi256_ps(second_b)),
+            )
         }
     }
     #[inline(always)]
@@ -616,19 +618,19 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn exp2_of_integer(self) -> Self {
         unsafe {
-            let exp2 = |n| {
-                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-            };
-            Avx2(exp2(self.0), exp2(self.1))
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(self.0), bias));
+            let high = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(self.1), bias));
+            Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
         }
     }
     #[inline(always)]
     fn zero_below(self, x: Self, limit: f32) -> Self {
         unsafe {
             let limit = _mm256_set1_ps(limit);
-            let keep = |value, x| _mm256_and_ps(value, _mm256_cmp_ps::<_CMP_NLT_UQ>(x, limit));
-            Avx2(keep(self.0, x.0), keep(self.1, x.1))
+            let (low, high) =
+                (_mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, limit), _mm256_cmp_ps::<_CMP_NLT_UQ>(x.1, limit));
+            Avx2(_mm256_and_ps(self.0, low), _mm256_and_ps(self.1, high))
         }
     }
     #[inline(always)]

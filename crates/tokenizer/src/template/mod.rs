@@ -26,7 +26,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use crate::error::{read_json, read_text};
-use crate::tokenizer::read_special_tokens;
+use crate::tokenizer::{read_special_tokens, special_tokens_of};
 use crate::{Message, Result, TokenizerError};
 
 /// The system prompt on Kanana's model cards. No template adds it: the caller decides.
@@ -120,6 +120,15 @@ impl ChatTemplate {
             Self::built_in()
         };
         Ok(template.with_special_tokens(read_special_tokens(dir)?))
+    }
+
+    /// The template of a `tokenizer_config.json` that lies elsewhere, as in a GGUF file; `path` stands in errors.
+    ///
+    /// Errors: a list without `default`, templates that do not parse.
+    pub fn from_config_json(path: impl AsRef<Path>, config: &Value) -> Result<Self> {
+        let path = path.as_ref();
+        let template = Self::from_config(path, config.get("chat_template").unwrap_or(&Value::Null))?;
+        Ok(template.with_special_tokens(special_tokens_of(path, config)?))
     }
 
     /// A template in a file of its own.

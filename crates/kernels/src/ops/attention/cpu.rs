@@ -177,7 +177,9 @@ impl<E: Widen> Task<'_, E> {
             let start = args.key_start(self.sequence, tile + j, self.kv_head);
             let (full, tail) = from[start..][..args.head_dim].as_chunks::<LANES>();
             let (to_full, _) = to.as_chunks_mut::<LANES>();
-            full.iter().zip(to_full).for_each(|(x, to)| E::widen::<L>(x).store(to));
+            for (x, to) in full.iter().zip(to_full) {
+                E::widen::<L>(x).store(to);
+            }
             to[full.len() * LANES..].iter_mut().zip(tail).for_each(|(to, x)| *to = x.to_f32());
         }
     }
@@ -188,18 +190,27 @@ impl<E: Widen> Task<'_, E> {
 fn dots<L: Lanes>(query: &[f32], keys: &[f32], scores: &mut [f32]) {
     let query = query.as_chunks::<LANES>().0;
     let width = query.len() * LANES;
-    let dot = |key: &[f32]| {
-        let key = key.as_chunks::<LANES>().0;
-        query.iter().zip(key).fold(L::splat(0.0), |sum, (q, k)| sum.fma(L::load(q), L::load(k)))
-    };
     let (full, rest) = scores.as_chunks_mut::<LANES>();
     let (full_keys, rest_keys) = keys.split_at(full.len() * LANES * width);
     for (scores, keys) in full.iter_mut().zip(full_keys.chunks_exact(LANES * width)) {
-        L::sums(std::array::from_fn(|j| dot(&keys[j * width..][..width]))).store(scores);
+        let mut products = [L::splat(0.0); LANES];
+        for (product, key) in products.iter_mut().zip(keys.chunks_exact(width)) {
+            *product = dot::<L>(query, key);
+        }
+        L::sums(products).store(scores);
     }
     for (score, key) in rest.iter_mut().zip(rest_keys.chunks_exact(width)) {
-        *score = dot(key).sum();
+        *score = dot::<L>(query, key).sum();
     }
+}
+
+#[inline(always)]
+fn dot<L: Lanes>(query: &[[f32; LANES]], key: &[f32]) -> L {
+    let mut product = L::splat(0.0);
+    for (q, k) in query.iter().zip(key.as_chunks::<LANES>().0) {
+        product = product.fma(L::load(q), L::load(k));
+    }
+    product
 }
 
 /// Takes one tile's scores into the running softmax; those beyond `visible` are minus infinity.
@@ -248,14 +259,19 @@ fn add_weighted<L: Lanes, const C: usize>(
     values: &[f32],
     first: usize,
 ) {
-    let mut lanes: [L; C] = std::array::from_fn(|c| L::load(&sums[c]).mul(L::splat(fade)));
+    let mut lanes = [L::splat(0.0); C];
+    for c in 0..C {
+        lanes[c] = L::load(&sums[c]).mul(L::splat(fade));
+    }
     for (&weight, value) in weights.iter().zip(values.chunks_exact(width_of(values))) {
         let value = &value.as_chunks::<LANES>().0[first..first + C];
         for c in 0..C {
             lanes[c] = lanes[c].fma(L::splat(weight), L::load(&value[c]));
         }
     }
-    lanes.iter().zip(sums).for_each(|(lanes, sum)| lanes.store(sum));
+    for c in 0..C {
+        lanes[c].store(&mut sums[c]);
+    }
 }
 
 #[inline(always)]

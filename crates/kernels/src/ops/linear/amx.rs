@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 use std::arch::asm;
+use std::cell::RefCell;
 
 use kanana_tensor::{DType, Tensor, bf16};
 
@@ -31,15 +32,19 @@ const TILE_ROWS: usize = 16;
 const TILE: usize = TILE_ROWS * TILE_K;
 /// Sums of a tile.
 const SUMS: usize = TILE_ROWS * PANEL;
-/// Tiles along k whose two columns of weights stay in the first-level cache: 32 KiB.
-const STRETCH: usize = 16;
-/// Rows of `x` in a task, in pairs of tiles: over a stretch, 512 KiB of the second-level cache.
+/// Tiles along k whose two columns of weights, beside a pair of row tiles, stay in the first-level cache: 16 KiB each.
+const STRETCH: usize = 8;
+/// Rows of `x` in a task, in pairs of tiles: over a stretch, 256 KiB of the second-level cache.
 const PAIRS: usize = 16;
 /// Panels in a task, at most: with [`PAIRS`], 256 KiB of sums.
 const PANELS: usize = 8;
 
 /// Sums of 32 rows by 32 outputs: tiles in the order (rows 0, outputs 0), (0, 1), (1, 0), (1, 1).
-type Square = [[f32; SUMS]; 4];
+///
+/// On cache lines, as all that tile loads and stores touch: one that straddles two lines in every row takes twice as long.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Square([[f32; SUMS]; 4]);
 
 /// Adds two row tiles by two weight columns over some tiles along k.
 ///
@@ -75,7 +80,7 @@ fn multiply(_: &Tiles, sums: &mut Square, rows: [&[bf16]; 2], weights: [&[bf16];
             "tilestored [{sums} + {stride} + 1024], tmm1",
             "tilestored [{sums} + {stride} + 2048], tmm2",
             "tilestored [{sums} + {stride} + 3072], tmm3",
-            sums = in(reg) sums.as_mut_ptr(),
+            sums = in(reg) sums.0.as_mut_ptr(),
             stride = in(reg) 64usize,
             a0 = inout(reg) rows[0].as_ptr() => _,
             a1 = inout(reg) rows[1].as_ptr() => _,
@@ -89,15 +94,28 @@ fn multiply(_: &Tiles, sums: &mut Square, rows: [&[bf16]; 2], weights: [&[bf16];
     }
 }
 
+/// Asks for part `part` of `parts` of a slice, into the second-level cache.
+#[inline]
+fn prefetch(slice: &[bf16], part: usize, parts: usize) {
+    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    const LINE: usize = 32;
+    let lines = slice.len() / LINE;
+    for line in slice.chunks_exact(LINE).take(lines * (part + 1) / parts).skip(lines * part / parts) {
+        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+}
+
 /// FLOPs of one step along k of [`multiply`].
 pub(crate) const STEP_FLOPS: usize = 4 * 2 * TILE_ROWS * PANEL * TILE_K;
 
-/// Multiplies tiles from the first-level cache for `steps` steps, a multiple of four: the limit of this kernel.
+/// Multiplies tiles from the first-level cache for `steps` steps, a multiple of eight: the limit of this kernel.
 pub(crate) fn multiply_at_hand(steps: usize) {
-    const TILES: usize = 4;
-    let data = vec![bf16::ONE; 4 * TILES * TILE];
+    const TILES: usize = 8;
+    let zeros = Tensor::zeros(&[4 * TILES * TILE], DType::BF16);
+    let Ok(data) = zeros.as_slice::<bf16>() else { return };
     let part = |i: usize| &data[i * TILES * TILE..][..TILES * TILE];
-    let mut sums: Square = [[0.0; SUMS]; 4];
+    let mut sums = Square([[0.0; SUMS]; 4]);
     let tiles = Tiles::configure();
     for _ in 0..steps / TILES {
         multiply(&tiles, &mut sums, [part(0), part(1)], [part(2), part(3)]);
@@ -206,34 +224,50 @@ struct Block<'a> {
     panels: std::ops::Range<usize>,
 }
 
+thread_local! {
+    /// Sums of the task at hand: memory of this size that is new for each task would be mapped and faulted in each time.
+    static SCRATCH: RefCell<Vec<Square>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Block<'_> {
     fn run(&self) {
+        SCRATCH.with_borrow_mut(|sums| {
+            sums.clear();
+            sums.resize(self.pairs.len() * self.panels.len().div_ceil(2), Square([[0.0; SUMS]; 4]));
+            self.multiply_into(sums);
+        });
+    }
+
+    fn multiply_into(&self, sums: &mut [Square]) {
         let product = self.product;
         let panel_len = panel_len(product.tiles * TILE_K, DType::BF16);
         let columns = self.panels.len().div_ceil(2);
-        let mut sums: Vec<Square> = vec![[[0.0; SUMS]; 4]; self.pairs.len() * columns];
         // With one pair of row tiles nothing is used twice: read each panel from end to end.
         let stretch = if self.pairs.len() == 1 { product.tiles.max(1) } else { STRETCH };
         let tiles = Tiles::configure();
-        for first in (0..product.tiles).step_by(stretch) {
-            let along = first * TILE..product.tiles.min(first + stretch) * TILE;
-            let row = |tile: usize| &product.x[tile * product.tiles * TILE..][along.clone()];
-            let weights = |panel: usize| {
-                // The last column may be alone: it is multiplied twice, and stored once.
-                let panel = panel.min(self.panels.end - 1);
-                &product.w[panel * panel_len..][along.clone()]
-            };
-            for c in 0..columns {
-                let panel = self.panels.start + 2 * c;
-                for (p, pair) in self.pairs.clone().enumerate() {
-                    let square = &mut sums[c * self.pairs.len() + p];
-                    multiply(
-                        &tiles,
-                        square,
-                        [row(2 * pair), row(2 * pair + 1)],
-                        [weights(panel), weights(panel + 1)],
-                    );
+        let stretches = product.tiles.div_ceil(stretch);
+        // What one step multiplies: a stretch of two panels. The last panel may be alone: it is then multiplied twice,
+        // and stored once.
+        let along = |step: usize| {
+            let first = step / columns * stretch;
+            first * TILE..product.tiles.min(first + stretch) * TILE
+        };
+        let weights = |step: usize| {
+            let panel = self.panels.start + step % columns * 2;
+            [panel, (panel + 1).min(self.panels.end - 1)]
+                .map(|panel| &product.w[panel * panel_len..][..panel_len][along(step)])
+        };
+        for step in 0..stretches * columns {
+            let now = weights(step);
+            let next = (step + 1 < stretches * columns).then(|| weights(step + 1));
+            for (p, pair) in self.pairs.clone().enumerate() {
+                // Every pair asks for a part of what the next step reads: from memory that takes longer than a product.
+                for column in next.iter().flatten() {
+                    prefetch(column, p, self.pairs.len());
                 }
+                let row = |tile: usize| &product.x[tile * product.tiles * TILE..][along(step)];
+                let square = &mut sums[step % columns * self.pairs.len() + p];
+                multiply(&tiles, square, [row(2 * pair), row(2 * pair + 1)], now);
             }
         }
         drop(tiles);
@@ -246,7 +280,7 @@ impl Block<'_> {
 
     fn store(&self, pair: usize, panel: usize, square: &Square) {
         let product = self.product;
-        for (i, sums) in square.iter().enumerate() {
+        for (i, sums) in square.0.iter().enumerate() {
             let (first_row, panel) = ((2 * pair + i / 2) * TILE_ROWS, panel + i % 2);
             if panel >= self.panels.end {
                 continue;

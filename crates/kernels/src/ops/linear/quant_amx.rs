@@ -21,7 +21,14 @@ const TILE: usize = TILE_ROWS * GROUP;
 const SUMS: usize = TILE_ROWS * PANEL;
 
 /// Sums of 32 rows by 32 outputs: tiles in the order (rows 0, outputs 0), (0, 1), (1, 0), (1, 1).
-type Square<T> = [[T; SUMS]; 4];
+/// All on cache lines: see `amx.rs`.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Square<T>([[T; SUMS]; 4]);
+
+/// Room for the codes of two blocks as bytes.
+#[repr(C, align(64))]
+struct Expanded([[u8; TILE]; 2]);
 
 /// A [`Block`] on the matrix unit.
 pub(crate) struct OnMatrixUnit<'a>(pub(crate) &'a Block<'a>);
@@ -34,18 +41,18 @@ impl Kernel for OnMatrixUnit<'_> {
         let Block { product, rows, panels } = self.0;
         let tiles = Tiles::configure();
         let pairs = rows.len().div_ceil(2 * TILE_ROWS);
-        let mut sums: Vec<Square<f32>> = vec![[[0.0; SUMS]; 4]; pairs];
+        let mut sums = vec![Square([[0.0; SUMS]; 4]); pairs];
         for panel in panels.clone().step_by(2) {
             // The last panel may be alone: it is multiplied twice, and stored once.
             let pair = [panel, (panel + 1).min(panels.end - 1)];
-            sums.fill([[0.0; SUMS]; 4]);
+            sums.fill(Square([[0.0; SUMS]; 4]));
             for g in 0..product.inputs.per_row {
-                let mut expanded = [[0; TILE]; 2];
+                let mut expanded = Expanded([[0; TILE]; 2]);
                 let [(codes_0, parameters_0), (codes_1, parameters_1)] = pair.map(|panel| {
                     let at = panel * product.panel_bytes + g * block_len(product.format);
                     product.w[at..][..block_len(product.format)].split_at(codes_len(product.format))
                 });
-                let [room_0, room_1] = &mut expanded;
+                let [room_0, room_1] = &mut expanded.0;
                 let weights = [
                     tile_of::<L>(product.format, codes_0, room_0),
                     tile_of::<L>(product.format, codes_1, room_1),
@@ -54,9 +61,9 @@ impl Kernel for OnMatrixUnit<'_> {
                 for (p, sums) in sums.iter_mut().enumerate() {
                     let first = rows.start + p * 2 * TILE_ROWS;
                     let inputs = [0, 1].map(|i| product.inputs.tile(first / TILE_ROWS + i, g));
-                    let mut ints: Square<i32> = [[0; SUMS]; 4];
+                    let mut ints = Square([[0; SUMS]; 4]);
                     multiply(&tiles, &mut ints, inputs, weights);
-                    for (i, (sums, ints)) in sums.iter_mut().zip(&ints).enumerate() {
+                    for (i, (sums, ints)) in sums.0.iter_mut().zip(&ints.0).enumerate() {
                         let (scales, mins) = parameters[i % 2];
                         let row = first + i / 2 * TILE_ROWS;
                         let sums = sums.as_chunks_mut::<LANES>().0.iter_mut();
@@ -70,7 +77,7 @@ impl Kernel for OnMatrixUnit<'_> {
                 }
             }
             for (p, square) in sums.iter().enumerate() {
-                for (i, sums) in square.iter().enumerate() {
+                for (i, sums) in square.0.iter().enumerate() {
                     let panel = panel + i % 2;
                     let first = rows.start + p * 2 * TILE_ROWS + i / 2 * TILE_ROWS;
                     if panel < panels.end {
@@ -125,7 +132,7 @@ fn multiply(_: &Tiles, sums: &mut Square<i32>, inputs: [&[i8]; 2], weights: [&[u
             "tilestored [{sums} + {stride} + 1024], tmm1",
             "tilestored [{sums} + {stride} + 2048], tmm2",
             "tilestored [{sums} + {stride} + 3072], tmm3",
-            sums = in(reg) sums.as_mut_ptr(),
+            sums = in(reg) sums.0.as_mut_ptr(),
             stride = in(reg) 64usize,
             a0 = in(reg) inputs[0].as_ptr(),
             a1 = in(reg) inputs[1].as_ptr(),

@@ -26,7 +26,11 @@ impl Kernel for LogSumExp<'_> {
     fn run<L: Lanes>(self) -> f32 {
         let (full, tail) = self.0.as_chunks::<LANES>();
         let tail = L::load_partial(tail, f32::NEG_INFINITY);
-        let largest = full.iter().fold(tail, |largest, x| L::load(x).max(largest)).largest();
+        let mut largest = tail;
+        for x in full {
+            largest = L::load(x).max(largest);
+        }
+        let largest = largest.largest();
         let shift = L::splat(largest);
         let mut sum = tail.sub(shift).exp();
         for x in full {
