@@ -142,6 +142,38 @@ impl DTypeChoice {
     }
 }
 
+/// Tokens that are proposed ahead of the model and checked by it.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Speed")]
+pub struct SpeculationArgs {
+    /// Propose tokens ahead of the model, which changes the speed and nothing else: off; lookup, what followed earlier
+    /// in the text, at most N tokens; draft:MODEL, a smaller model of the same tokenizer
+    #[arg(long, value_name = "off|lookup[:N]|draft:MODEL", default_value = "off", value_parser = parse_speculate)]
+    pub speculate: Speculate,
+}
+
+/// `--speculate`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Speculate {
+    Off,
+    /// With at most so many tokens, else the engine's default.
+    Lookup(Option<usize>),
+    Draft(String),
+}
+
+fn parse_speculate(text: &str) -> Result<Speculate, String> {
+    match text.split_once(':') {
+        None if text == "off" => Ok(Speculate::Off),
+        None if text == "lookup" => Ok(Speculate::Lookup(None)),
+        Some(("lookup", n)) => match n.parse() {
+            Ok(n) if n > 0 => Ok(Speculate::Lookup(Some(n))),
+            _ => Err(format!("lookup:{n} must name a number of tokens, at least 1")),
+        },
+        Some(("draft", model)) if !model.is_empty() => Ok(Speculate::Draft(model.to_string())),
+        _ => Err("must be off, lookup, lookup:N or draft:MODEL".to_string()),
+    }
+}
+
 /// How the next token is chosen. Where a flag is absent, the checkpoint's generation_config.json decides; where that is
 /// silent too, the choice is greedy and nothing is filtered.
 #[derive(Args, Clone)]

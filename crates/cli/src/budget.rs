@@ -40,17 +40,30 @@ pub struct Budget {
 ///
 /// Errors: the weights and the least demand do not fit; the hint says what would.
 pub fn plan(config: &Config, format: Format, demand: Demand, args: &MemoryArgs) -> anyhow::Result<Budget> {
+    plan_beside(None, config, format, demand, args)
+}
+
+/// [`plan`] where a draft model runs beside the model: its weights, and a cache of as many blocks.
+pub fn plan_beside(
+    draft: Option<&Config>,
+    config: &Config,
+    format: Format,
+    demand: Demand,
+    args: &MemoryArgs,
+) -> anyhow::Result<Budget> {
     let available = args.memory_limit.or_else(memory::available).unwrap_or(u64::MAX);
-    let block = KvCache::bytes_per_block(config, BLOCK_SIZE, format.kv_dtype()) as u64;
+    let models = || std::iter::once(config).chain(draft);
+    let block_of = |config| KvCache::bytes_per_block(config, BLOCK_SIZE, format.kv_dtype()) as u64;
+    let block: u64 = models().map(block_of).sum();
     let least = demand.least.div_ceil(BLOCK_SIZE) as u64;
     let wanted = (demand.context.div_ceil(BLOCK_SIZE) * demand.sequences) as u64;
 
-    let fixed = fixed_bytes(config, format, demand.positions);
+    let fixed: u64 = models().map(|config| fixed_bytes(config, format, demand.positions)).sum();
     let room = available.saturating_sub(fixed) / block;
     if fixed > available || room < least {
         let message = format!(
             "not enough memory: {} for the weights in {format} and {} for the keys and values of {} tokens, but {} {}",
-            output::bytes(cost::weight_bytes(config, format)),
+            output::bytes(models().map(|config| cost::weight_bytes(config, format)).sum()),
             output::bytes(least * block),
             demand.least,
             output::bytes(available),

@@ -143,6 +143,10 @@ fn of_checkpoint(error: &CheckpointError) -> String {
         CheckpointError::Pickle(_) => {
             "many models have safetensors too: `kanana pull OWNER/NAME` fetches only those"
         }
+        CheckpointError::Gguf { .. } => {
+            "`kanana convert --help` lists what is read and written; a file that is broken must be fetched again"
+        }
+        CheckpointError::AlreadyThere { .. } => "give another destination, or move away what is there",
         CheckpointError::UnsupportedDType { .. } => "`kanana inspect` lists the dtypes of a checkpoint",
         _ => "`kanana pull OWNER/NAME` fetches what is missing and checks every digest",
     }

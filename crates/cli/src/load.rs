@@ -6,14 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use kanana_checkpoint::Checkpoint;
 use kanana_checkpoint::gguf::{GgufFile, config_json};
-use kanana_engine::{Engine, EngineOptions};
+use kanana_engine::{Engine, EngineOptions, Speculation};
 use kanana_kernels::{Cpu, CpuOptions, Kernels};
 use kanana_model::{
     Config, GenerationDefaults, LoadOptions, TensorReport, Transformer, compare_tensors, cost, presets,
 };
 use kanana_tensor::DType;
 
-use crate::args::{ContextArgs, RopeArgs};
+use crate::args::{ContextArgs, RopeArgs, Speculate, SpeculationArgs};
 use crate::budget::{BLOCK_SIZE, Budget};
 use crate::hints::{failure, failure_of};
 use crate::hub::{self, Hub};
@@ -77,14 +77,39 @@ impl Source {
         model.with_context(|| format!("cannot load {}", self.name))
     }
 
-    /// An engine over the loaded weights.
-    pub fn engine(&self, budget: &Budget, threads: usize) -> Result<Engine> {
+    /// The draft model that `--speculate` names.
+    pub fn draft(&self, args: &SpeculationArgs, rope: &RopeArgs) -> Result<Option<Source>> {
+        match &args.speculate {
+            Speculate::Draft(model) => Source::open(model, rope).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// An engine over the loaded weights, and those of the draft model that `speculate` asks for.
+    pub fn engine(
+        &self,
+        budget: &Budget,
+        threads: usize,
+        speculate: &Speculate,
+        draft: Option<&Source>,
+    ) -> Result<Engine> {
         let kernels = Arc::new(Cpu::new(CpuOptions { threads: Some(threads), isa: None }));
         let model = Arc::new(self.load(&*kernels, budget)?);
         tracing::debug!(dir = %self.dir.display(), ?budget, threads, "loaded");
+        let speculation = match (speculate, draft) {
+            (Speculate::Draft(_), Some(draft)) => {
+                Speculation::draft(Arc::new(draft.load(&*kernels, budget)?))
+            }
+            (Speculate::Lookup(Some(most)), _) => {
+                Speculation::PromptLookup { ngram: 3, proposals: 0..=*most }
+            }
+            (Speculate::Lookup(None), _) => Speculation::prompt_lookup(),
+            _ => Speculation::Off,
+        };
         let options = EngineOptions {
             num_blocks: budget.num_blocks,
             block_size: BLOCK_SIZE,
+            speculation,
             ..EngineOptions::for_context(budget.max_context, budget.format.kv_dtype())
         };
         Ok(Engine::new(model, kernels, options)?)

@@ -36,7 +36,7 @@ fn json_says_what_was_asked_and_what_came() {
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let checkpoint = Checkpoint::new();
-    for dtype in ["f32", "bf16"] {
+    for dtype in ["f32", "bf16", "q8", "q4"] {
         let flags = [
             "--prompt-ids",
             "1 2 3",
@@ -55,6 +55,31 @@ fn the_number_of_threads_changes_nothing() {
         };
         assert_eq!(run("1"), run("2"), "{dtype}");
     }
+}
+
+#[test]
+fn speculation_changes_nothing_but_the_speed() {
+    let checkpoint = Checkpoint::new();
+    let itself = format!("draft:{}", checkpoint.path().display());
+    for temperature in ["0", "1.2"] {
+        let flags =
+            ["--prompt", "가나다 가나다 가나다 가나", "--max-tokens", "60", "--ignore-eos", "--seed", "5"];
+        let run = |speculate: &str| {
+            let flags =
+                [&flags[..], &["--temperature", temperature, "--speculate", speculate, "--json"]].concat();
+            let run = checkpoint.run("generate", &flags);
+            (ids(&run.json()), run.stderr)
+        };
+        let (expected, quiet) = run("off");
+        assert!(!quiet.contains("speculation"));
+        for speculate in ["lookup", "lookup:3", itself.as_str()] {
+            let (got, told) = run(speculate);
+            assert_eq!(got, expected, "{speculate} at {temperature}");
+            assert!(told.contains("accepted in a step"), "{speculate}: {told}");
+        }
+    }
+    let refused = checkpoint.run("generate", &["--prompt", "a", "--speculate", "magic"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("draft:MODEL"), "{}", refused.stderr);
 }
 
 #[test]

@@ -10,6 +10,9 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+/// How Llama 3 cuts words: one of the ways that GGUF has a name for.
+const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 pub const VOCAB_SIZE: usize = 272;
 pub const BOS: u32 = 256;
 pub const EOS: u32 = 258;
@@ -120,7 +123,9 @@ pub fn tokenizer() -> Value {
         .collect();
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]},
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": names[0], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],

@@ -15,7 +15,7 @@ use kanana_tokenizer::{Message, Specials};
 use self::conversation::Conversation;
 use self::input::{Event as InputEvent, Input};
 use self::slash::{COMMANDS, Slash};
-use crate::args::{ContextArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::args::{ContextArgs, MachineArgs, ModelArgs, SamplingArgs, SpeculationArgs};
 use crate::budget::{self, Demand};
 use crate::generation::{self, Answer, Decoding, Event, Finish};
 use crate::hints::{self, failure};
@@ -57,6 +57,9 @@ pub struct ChatArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
+
+    #[command(flatten)]
+    speculation: SpeculationArgs,
 }
 
 /// Runs the conversation to its end.
@@ -68,10 +71,13 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     let format = args.machine.memory.dtype.resolve(source.stored_dtype());
     let least = if args.context.max_context.is_some() { context } else { context.min(LEAST_CONTEXT) };
     let demand = Demand { context, least, sequences: 1, positions: context };
-    let budget = budget::plan(&source.config, format, demand, &args.machine.memory)?;
+    let draft = source.draft(&args.speculation, &args.context.rope)?;
+    let draft_config = draft.as_ref().map(|draft| &draft.config);
+    let budget = budget::plan_beside(draft_config, &source.config, format, demand, &args.machine.memory)?;
 
     let interrupt = Interrupt::install()?;
-    let engine = source.engine(&budget, args.machine.threads())?;
+    let engine =
+        source.engine(&budget, args.machine.threads(), &args.speculation.speculate, draft.as_ref())?;
     let mut params = generation::sampling_params(&args.sampling, &source.defaults);
     if !args.sampling.ignore_eos {
         params.stop_token_ids.extend(text.ends_of_turn());
@@ -245,6 +251,9 @@ impl Chat<'_> {
         ]);
         table.row(["last answer", &format!("{generated} tokens, {rate:.1} per second")]);
         table.row(["first token", &format!("after {first_token_s:.2} s")]);
+        if let Some(accepted) = self.engine.stats().accepted_length() {
+            table.row(["speculation", &format!("{accepted:.2} proposed tokens accepted in a step")]);
+        }
         if let Some(peak) = memory::peak() {
             table.row(["peak memory", &output::bytes(peak)]);
         }

@@ -14,11 +14,12 @@ use kanana_tokenizer::{Message, Specials};
 use self::output::{Report, Writer};
 use self::prompts::{Input, Prompt, PromptArgs, Prompts};
 pub use self::prompts::{parse_ids, read_text};
-use crate::args::{ContextArgs, MachineArgs, ModelArgs, OutputArgs, SamplingArgs};
+use crate::args::{ContextArgs, MachineArgs, ModelArgs, OutputArgs, SamplingArgs, SpeculationArgs};
 use crate::budget::{self, Demand};
 use crate::generation::{self, Decoding};
 use crate::hints::failure;
 use crate::load::Source;
+use crate::output as terminal;
 use crate::signals::{EXIT_INTERRUPTED, Interrupt};
 use crate::text::{TemplateArgs, Text, no_tokenizer};
 
@@ -62,6 +63,9 @@ pub struct GenerateArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
+
+    #[command(flatten)]
+    speculation: SpeculationArgs,
 }
 
 /// What is told about the answer.
@@ -108,10 +112,19 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let decoding = args.decoding(text.as_ref(), &source)?;
 
     let format = args.machine.memory.dtype.resolve(source.stored_dtype());
-    let budget = budget::plan(&source.config, format, demand(&requests, context), &args.machine.memory)?;
+    let draft = source.draft(&args.speculation, &args.context.rope)?;
+    let draft_config = draft.as_ref().map(|draft| &draft.config);
+    let budget = budget::plan_beside(
+        draft_config,
+        &source.config,
+        format,
+        demand(&requests, context),
+        &args.machine.memory,
+    )?;
     let interrupt = Interrupt::install()?;
     let started = Instant::now();
-    let mut engine = source.engine(&budget, args.machine.threads())?;
+    let mut engine =
+        source.engine(&budget, args.machine.threads(), &args.speculation.speculate, draft.as_ref())?;
     let report = Report {
         model: source.name.clone(),
         load: started.elapsed(),
@@ -123,6 +136,9 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let mut writer = Writer::new(&report, &prompts, &requests, args.report.output.json);
     generation::run(&mut engine, requests.clone(), &decoding, &guard, |event| writer.take(event))?;
     writer.finish()?;
+    if let Some(accepted) = engine.stats().accepted_length() {
+        terminal::note(format_args!("speculation: {accepted:.2} proposed tokens accepted in a step"));
+    }
     Ok(if guard.requested() { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
