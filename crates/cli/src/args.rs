@@ -32,7 +32,7 @@ pub struct Cli {
 /// What the program can do.
 #[derive(Subcommand)]
 pub enum Command {
-    Chat(chat::ChatArgs),
+    Chat(Box<chat::ChatArgs>),
     Generate(Box<generate::GenerateArgs>),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
