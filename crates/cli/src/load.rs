@@ -13,8 +13,8 @@ use kanana_model::{
 };
 use kanana_tensor::DType;
 
-use crate::args::{ContextArgs, RopeArgs, Speculate, SpeculationArgs};
-use crate::budget::{BLOCK_SIZE, Budget};
+use crate::args::{ContextArgs, MemoryArgs, RopeArgs, Speculate, SpeculationArgs};
+use crate::budget::{self, BLOCK_SIZE, Budget, Demand};
 use crate::hints::{failure, failure_of};
 use crate::hub::{self, Hub};
 use crate::output;
@@ -77,6 +77,12 @@ impl Source {
         model.with_context(|| format!("cannot load {}", self.name))
     }
 
+    /// How the model, and a draft model beside it, fit the demand.
+    pub fn plan(&self, demand: Demand, args: &MemoryArgs, draft: Option<&Source>) -> Result<Budget> {
+        let format = args.dtype.resolve(self.stored_dtype());
+        budget::plan_beside(draft.map(|draft| &draft.config), &self.config, format, demand, args)
+    }
+
     /// The draft model that `--speculate` names.
     pub fn draft(&self, args: &SpeculationArgs, rope: &RopeArgs) -> Result<Option<Source>> {
         match &args.speculate {
@@ -119,8 +125,7 @@ impl Source {
 /// The folder of a model: a path, or what was or now is downloaded from the Hub.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     let path = Path::new(model);
-    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    if path.is_dir() || (is_gguf && path.exists()) {
+    if path.is_dir() || (is_gguf(path) && path.exists()) {
         return Ok(path.to_path_buf());
     }
     if path.exists() {
@@ -146,13 +151,22 @@ pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
+/// The file of a model that is one GGUF file; none for a folder.
+pub fn open_gguf(path: &Path) -> Result<Option<GgufFile>> {
+    Ok(if is_gguf(path) { Some(GgufFile::open(path)?) } else { None })
+}
+
 /// The configuration of a folder or a GGUF file.
 pub fn read_config(path: &Path) -> Result<Config> {
-    if !is_gguf(path) {
-        return Ok(Config::from_dir(path)?);
+    match open_gguf(path)? {
+        Some(file) => config_of(&file),
+        None => Ok(Config::from_dir(path)?),
     }
-    let file = GgufFile::open(path)?;
-    Ok(Config::from_json_str(&config_json(&file)?.to_string(), &path.display().to_string())?)
+}
+
+/// The configuration that a GGUF file's metadata amount to.
+pub fn config_of(file: &GgufFile) -> Result<Config> {
+    Ok(Config::from_json_str(&config_json(file)?.to_string(), &file.path().display().to_string())?)
 }
 
 /// `OWNER/NAME` or `OWNER/NAME@REVISION`, and not a path.

@@ -79,13 +79,14 @@ impl Text {
     ///
     /// Errors: broken files, or a tokenizer with more tokens than the embedding has rows.
     pub fn open(dir: &Path, rows: usize, template: Option<&Path>) -> Result<Option<Self>> {
-        let Some(tokenizer) = tokenizer_of(dir)? else { return Ok(None) };
+        let file = load::open_gguf(dir)?;
+        let Some(tokenizer) = tokenizer_of(dir, file.as_ref())? else { return Ok(None) };
         tokenizer.check_fits(rows)?;
         let template = match template {
             Some(file) => {
                 ChatTemplate::from_file(file)?.with_special_tokens(tokenizer.special_tokens().clone())
             }
-            None => template_of(dir)?,
+            None => template_of(dir, file.as_ref())?,
         };
         Ok(Some(Text { tokenizer, template }))
     }
@@ -105,12 +106,11 @@ impl Text {
     }
 }
 
-/// The tokenizer of a folder or a GGUF file, if it has one.
-fn tokenizer_of(model: &Path) -> Result<Option<Tokenizer>> {
-    if load::is_gguf(model) {
-        let file = GgufFile::open(model)?;
-        let Some(tokenizer) = tokenizer_json(&file)? else { return Ok(None) };
-        return Ok(Some(Tokenizer::from_json_with_config(&tokenizer, &tokenizer_config_json(&file)?)?));
+/// The tokenizer of a folder, or of the GGUF file that the model is, if it has one.
+fn tokenizer_of(model: &Path, file: Option<&GgufFile>) -> Result<Option<Tokenizer>> {
+    if let Some(file) = file {
+        let Some(tokenizer) = tokenizer_json(file)? else { return Ok(None) };
+        return Ok(Some(Tokenizer::from_json_with_config(&tokenizer, &tokenizer_config_json(file)?)?));
     }
     match Tokenizer::from_dir(model) {
         Err(TokenizerError::Missing { .. }) => Ok(None),
@@ -118,11 +118,11 @@ fn tokenizer_of(model: &Path) -> Result<Option<Tokenizer>> {
     }
 }
 
-/// The chat template of a folder or a GGUF file, or the built-in one.
-fn template_of(model: &Path) -> Result<ChatTemplate> {
-    match load::is_gguf(model) {
-        true => Ok(ChatTemplate::from_config_json(model, &tokenizer_config_json(&GgufFile::open(model)?)?)?),
-        false => Ok(ChatTemplate::from_dir(model)?),
+/// The chat template of a folder, or of the GGUF file that the model is, or the built-in one.
+fn template_of(model: &Path, file: Option<&GgufFile>) -> Result<ChatTemplate> {
+    match file {
+        Some(file) => Ok(ChatTemplate::from_config_json(model, &tokenizer_config_json(file)?)?),
+        None => Ok(ChatTemplate::from_dir(model)?),
     }
 }
 
@@ -136,7 +136,8 @@ pub fn no_tokenizer(dir: &Path) -> anyhow::Error {
 
 /// What `inspect` tells of the tokenizer: null without one.
 pub fn summary(dir: &Path, config: &Config) -> Result<Value> {
-    let tokenizer = match tokenizer_of(dir) {
+    let file = load::open_gguf(dir)?;
+    let tokenizer = match tokenizer_of(dir, file.as_ref()) {
         Ok(None) => return Ok(Value::Null),
         Err(error) => return Ok(json!({"error": error.to_string()})),
         Ok(Some(tokenizer)) => tokenizer,
@@ -148,7 +149,7 @@ pub fn summary(dir: &Path, config: &Config) -> Result<Value> {
         "bos_token": tokenizer.special_tokens().get("bos_token"),
         "eos_token": tokenizer.special_tokens().get("eos_token"),
     });
-    let template = template_of(dir).map(|template| {
+    let template = template_of(dir, file.as_ref()).map(|template| {
         summary["chat_template"] = json!(template.origin().to_string());
     });
     if let Err(error) = tokenizer.check_fits(config.vocab_size).map_err(Into::into).and(template) {

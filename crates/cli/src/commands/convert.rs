@@ -140,7 +140,7 @@ impl Model {
         let model = match checkpoint.gguf() {
             Some(file) => Model {
                 name: file.metadata().text("general.name")?.map_or(name, str::to_owned),
-                config: load::read_config(&path)?,
+                config: load::config_of(file)?,
                 tokenizer: tokenizer_json(file)?,
                 tokenizer_config: tokenizer_config_json(file)?,
                 generation_config: None,

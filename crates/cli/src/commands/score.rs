@@ -34,16 +34,7 @@ pub struct PerplexityArgs {
     model: ModelArgs,
 
     #[command(flatten)]
-    input: InputArgs,
-
-    #[command(flatten)]
-    rope: RopeArgs,
-
-    #[command(flatten)]
-    machine: MachineArgs,
-
-    #[command(flatten)]
-    output: OutputArgs,
+    common: CommonArgs,
 }
 
 /// Compare the predictions of two models, or of two storage formats of one.
@@ -67,6 +58,13 @@ pub struct CompareArgs {
     #[arg(long, value_enum, default_value_t = DTypeChoice::Auto)]
     dtype_b: DTypeChoice,
 
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// What both commands ask for.
+#[derive(Args)]
+struct CommonArgs {
     #[command(flatten)]
     input: InputArgs,
 
@@ -177,17 +175,18 @@ fn kernels(args: &MachineArgs) -> Arc<Cpu> {
 
 /// Prints the score of a text.
 pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
-    let source = Source::open(&args.model.model, &args.rope)?;
-    let input = args.input.read(&source)?;
-    let kernels = kernels(&args.machine);
-    let model = load(&source, &kernels, args.machine.memory.dtype, input.longest(), &args.machine)?;
+    let source = Source::open(&args.model.model, &args.common.rope)?;
+    let input = args.common.input.read(&source)?;
+    let kernels = kernels(&args.common.machine);
+    let model =
+        load(&source, &kernels, args.common.machine.memory.dtype, input.longest(), &args.common.machine)?;
     let scores = input.each(|window| log_likelihoods(&model, &*kernels, window))?;
 
     let perplexity = kanana_engine::perplexity(scores.iter().copied());
     let per_token = perplexity.ln();
     let nats = per_token * input.tokens as f64;
     let bits_per_byte = input.bytes.map(|bytes| nats / std::f64::consts::LN_2 / bytes as f64);
-    if args.output.json {
+    if args.common.output.json {
         return output::print_json(&json!({
             "model": source.name, "tokens": input.tokens, "bytes": input.bytes, "windows": input.windows.len(),
             "nats": nats, "nats_per_token": per_token, "perplexity": perplexity,
@@ -208,19 +207,19 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
 
 /// Prints how far B's predictions are from A's.
 pub fn compare(args: &CompareArgs) -> Result<()> {
-    let a = Source::open(&args.a, &args.rope)?;
-    let b = Source::open(args.b.as_ref().unwrap_or(&args.a), &args.rope)?;
-    let input = args.input.read(&a)?;
-    let kernels = kernels(&args.machine);
+    let a = Source::open(&args.a, &args.common.rope)?;
+    let b = Source::open(args.b.as_ref().unwrap_or(&args.a), &args.common.rope)?;
+    let input = args.common.input.read(&a)?;
+    let kernels = kernels(&args.common.machine);
     let length = input.longest();
-    let model_a = load(&a, &kernels, args.machine.memory.dtype, length, &args.machine)?;
-    let model_b = load(&b, &kernels, args.dtype_b, length, &args.machine)?;
+    let model_a = load(&a, &kernels, args.common.machine.memory.dtype, length, &args.common.machine)?;
+    let model_b = load(&b, &kernels, args.dtype_b, length, &args.common.machine)?;
     let divergences = input.each(|window| divergences([&model_a, &model_b], &*kernels, window))?;
 
     let summary = DivergenceSummary::of(&divergences);
     let [perplexity_a, perplexity_b] = summary.perplexities;
     let ratio = perplexity_b / perplexity_a;
-    if args.output.json {
+    if args.common.output.json {
         return output::print_json(&json!({
             "a": a.name, "b": b.name, "tokens": input.tokens, "kl_mean": summary.kl_mean,
             "kl_p99_9": summary.kl_p99_9, "top1_agreement": summary.top1_agreement,

@@ -16,7 +16,7 @@ use self::conversation::Conversation;
 use self::input::{Event as InputEvent, Input};
 use self::slash::{COMMANDS, Slash};
 use crate::args::{ContextArgs, MachineArgs, ModelArgs, SamplingArgs, SpeculationArgs};
-use crate::budget::{self, Demand};
+use crate::budget::Demand;
 use crate::generation::{self, Answer, Decoding, Event, Finish};
 use crate::hints::{self, failure};
 use crate::load::Source;
@@ -68,12 +68,10 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     let text = Text::open(&source.dir, source.config.vocab_size, args.template.chat_template.as_deref())?;
     let Some(text) = text else { return Err(no_tokenizer(&source.dir)) };
     let context = source.context(&args.context)?;
-    let format = args.machine.memory.dtype.resolve(source.stored_dtype());
     let least = if args.context.max_context.is_some() { context } else { context.min(LEAST_CONTEXT) };
     let demand = Demand { context, least, sequences: 1, positions: context };
     let draft = source.draft(&args.speculation, &args.context.rope)?;
-    let draft_config = draft.as_ref().map(|draft| &draft.config);
-    let budget = budget::plan_beside(draft_config, &source.config, format, demand, &args.machine.memory)?;
+    let budget = source.plan(demand, &args.machine.memory, draft.as_ref())?;
 
     let interrupt = Interrupt::install()?;
     let engine =

@@ -15,7 +15,7 @@ use self::output::{Report, Writer};
 use self::prompts::{Input, Prompt, PromptArgs, Prompts};
 pub use self::prompts::{parse_ids, read_text};
 use crate::args::{ContextArgs, MachineArgs, ModelArgs, OutputArgs, SamplingArgs, SpeculationArgs};
-use crate::budget::{self, Demand};
+use crate::budget::Demand;
 use crate::generation::{self, Decoding};
 use crate::hints::failure;
 use crate::load::Source;
@@ -111,16 +111,8 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let requests = requests.collect::<Result<Vec<Request>>>()?;
     let decoding = args.decoding(text.as_ref(), &source)?;
 
-    let format = args.machine.memory.dtype.resolve(source.stored_dtype());
     let draft = source.draft(&args.speculation, &args.context.rope)?;
-    let draft_config = draft.as_ref().map(|draft| &draft.config);
-    let budget = budget::plan_beside(
-        draft_config,
-        &source.config,
-        format,
-        demand(&requests, context),
-        &args.machine.memory,
-    )?;
+    let budget = source.plan(demand(&requests, context), &args.machine.memory, draft.as_ref())?;
     let interrupt = Interrupt::install()?;
     let started = Instant::now();
     let mut engine =

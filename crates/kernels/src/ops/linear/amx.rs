@@ -17,8 +17,9 @@ use std::cell::RefCell;
 
 use kanana_tensor::{DType, Tensor, bf16};
 
-use super::pack::{PANEL, TILE_K, panel_len};
-use super::{Layout, Weight, check_linear};
+use super::Weight;
+use super::cpu::checked_outputs;
+use super::pack::{PANEL, TILE_K, TILE_ROWS, panel_len};
 use crate::Result;
 use crate::ops::check;
 use crate::runtime::Machine;
@@ -26,8 +27,6 @@ use crate::runtime::amx::Tiles;
 use crate::runtime::simd::{Kernel, Lanes, bf16_rounded, dispatch};
 use crate::runtime::threads::SharedMut;
 
-/// Rows of a tile of `x`.
-const TILE_ROWS: usize = 16;
 /// Elements of a tile of `x` or of weights: 1 KiB.
 const TILE: usize = TILE_ROWS * TILE_K;
 /// Sums of a tile.
@@ -125,15 +124,9 @@ pub(crate) fn multiply_at_hand(steps: usize) {
 
 /// The products of one input with several bf16 weights.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
-    let mut tokens = 0;
-    for w in weights {
-        tokens = check_linear(x, w)?;
-        w.check_layout("linear", Layout::Panels)?;
-    }
+    let (tokens, mut outputs) = checked_outputs(machine, x, weights)?;
     let packed = pack_rows(machine, x)?;
     let packed = check::slice::<bf16>("linear", &packed)?;
-    let mut outputs: Vec<Tensor> =
-        weights.iter().map(|w| machine.pool.tensor(&[tokens, w.out_features], DType::F32)).collect();
     let mut products = Vec::with_capacity(weights.len());
     for (w, y) in weights.iter().zip(&mut outputs) {
         products.push(Product {

@@ -36,13 +36,7 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     {
         return super::amx::linears(machine, x, weights);
     }
-    let mut tokens = 0;
-    for w in weights {
-        tokens = check_linear(x, w)?;
-        w.check_layout("linear", Layout::Panels)?;
-    }
-    let mut outputs: Vec<Tensor> =
-        weights.iter().map(|w| machine.pool.tensor(&[tokens, w.out_features], DType::F32)).collect();
+    let (tokens, mut outputs) = checked_outputs(machine, x, weights)?;
     if tokens == 0 || weights.is_empty() {
         return Ok(outputs);
     }
@@ -81,6 +75,21 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     });
     drop(products);
     Ok(outputs)
+}
+
+/// T, and room for every product, once the input fits all of the weights and they are panels.
+pub(crate) fn checked_outputs(
+    machine: Machine<'_>,
+    x: &Tensor,
+    weights: &[&Weight],
+) -> Result<(usize, Vec<Tensor>)> {
+    let mut tokens = 0;
+    for w in weights {
+        tokens = check_linear(x, w)?;
+        w.check_layout("linear", Layout::Panels)?;
+    }
+    let output = |w: &&Weight| machine.pool.tensor(&[tokens, w.out_features], DType::F32);
+    Ok((tokens, weights.iter().map(output).collect()))
 }
 
 /// `x` rounded to bf16 and widened again, each row padded with zeros to whole tiles.

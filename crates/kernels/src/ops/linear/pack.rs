@@ -11,6 +11,8 @@ use crate::runtime::threads::Threads;
 
 /// Outputs in a panel.
 pub(crate) const PANEL: usize = 16;
+/// Rows of inputs in a tile of the matrix unit.
+pub(crate) const TILE_ROWS: usize = 16;
 /// Inputs in a bf16 tile.
 pub(crate) const TILE_K: usize = 32;
 

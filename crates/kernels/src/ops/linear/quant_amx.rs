@@ -9,9 +9,9 @@
 use std::arch::asm;
 
 use super::Format;
-use super::pack::PANEL;
+use super::pack::{PANEL, TILE_ROWS};
 use super::quant::{GROUP, block_len, codes_len};
-use super::quant_cpu::{Block, TILE_ROWS, parameters_of};
+use super::quant_cpu::{Block, parameters_of};
 use crate::runtime::amx::Tiles;
 use crate::runtime::simd::{BYTES, Kernel, LANES, Lanes};
 

@@ -4,13 +4,14 @@
 //! or by dot products of quads, then one multiply-add to scale them. Every path does the same rounded operations in
 //! the same order, so a row has the same bits on all of them.
 
-use kanana_tensor::{DType, Tensor, f16};
+use kanana_tensor::{Tensor, f16};
 
-use super::pack::PANEL;
+use super::cpu::checked_outputs;
+use super::pack::{PANEL, TILE_ROWS};
 use super::quant::{GROUP, InputGroup, QUADS, VECTOR, block_len, codes_len, panel_bytes, quantise_inputs};
 #[cfg(target_arch = "x86_64")]
 use super::quant_amx::OnMatrixUnit;
-use super::{Format, Layout, Weight, check_linear};
+use super::{Format, Weight};
 use crate::Result;
 use crate::ops::check;
 use crate::runtime::Machine;
@@ -26,8 +27,6 @@ const ROWS: usize = 256;
 /// Rows from which the matrix unit is faster, where there is one.
 #[cfg(target_arch = "x86_64")]
 const MATRIX_ROWS: usize = 12;
-/// Rows of a tile of the matrix unit.
-pub(crate) const TILE_ROWS: usize = 16;
 /// Bytes ahead of the reader that are asked for.
 const PREFETCH: usize = 2048;
 
@@ -102,18 +101,12 @@ impl Kernel for QuantiseRow<'_> {
 
 /// The products of one input with several quantised weights.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
-    let mut tokens = 0;
-    for w in weights {
-        tokens = check_linear(x, w)?;
-        w.check_layout("linear", Layout::Panels)?;
-    }
+    let (tokens, mut outputs) = checked_outputs(machine, x, weights)?;
     #[cfg(target_arch = "x86_64")]
     let on_matrix_unit = machine.isa == Isa::Amx && tokens >= MATRIX_ROWS;
     #[cfg(not(target_arch = "x86_64"))]
     let on_matrix_unit = false;
     let inputs = Inputs::quantise(machine, x, if on_matrix_unit { TILE_ROWS } else { 1 })?;
-    let mut outputs: Vec<Tensor> =
-        weights.iter().map(|w| machine.pool.tensor(&[tokens, w.out_features], DType::F32)).collect();
     let mut products = Vec::with_capacity(weights.len());
     for (w, y) in weights.iter().zip(&mut outputs) {
         products.push(Product {
