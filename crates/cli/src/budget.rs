@@ -90,7 +90,7 @@ pub fn plan_beside(
 
 /// Everything but keys and values: weights, rotary tables and 5 % for activations.
 fn fixed_bytes(config: &Config, format: Format, context: usize) -> u64 {
-    let needed = cost::memory_needed(config, format, context);
+    let needed = cost::memory_needed(config, config.quantization.unwrap_or(format), context);
     (needed.weights + needed.rope_table) / 20 * 21
 }
 
@@ -99,6 +99,8 @@ fn what_fits(config: &Config, format: Format, demand: Demand, available: u64) ->
     let tokens = demand.least;
     let mut ways = Vec::new();
     let smaller = Format::ALL.into_iter().skip_while(|&candidate| candidate != format);
+    // What is quantised stays what it is.
+    let smaller = smaller.filter(|&candidate| candidate == format || config.quantization.is_none());
     for candidate in smaller {
         let fixed = fixed_bytes(config, candidate, tokens);
         let per_token = cost::kv_bytes_per_token(config, candidate.kv_dtype()).max(1);

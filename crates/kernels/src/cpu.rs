@@ -8,7 +8,7 @@ use crate::ops::{attention, elementwise, embedding, linear, log_sum_exp, rms_nor
 use crate::runtime::Isa;
 use crate::runtime::Machine;
 use crate::runtime::threads::Threads;
-use crate::{Format, Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{Format, Kernels, KeyValues, Packed, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
 /// How a [`Cpu`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,6 +78,9 @@ impl Kernels for Cpu {
     }
     fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
         linear::pack::pack(&self.threads, matrix, format)
+    }
+    fn adopt(&self, packed: &Packed) -> Result<Weight> {
+        linear::packed::adopt(&self.threads, packed)
     }
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
         embedding::cpu::embedding(self.machine(), ids, table)
