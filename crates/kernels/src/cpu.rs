@@ -77,7 +77,7 @@ impl Kernels for Cpu {
         Ok(tensor.clone())
     }
     fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
-        linear::pack::pack(&self.threads, matrix, format)
+        linear::pack::pack(&self.threads, self.isa, matrix, format)
     }
     fn adopt(&self, packed: &Packed) -> Result<Weight> {
         linear::packed::adopt(&self.threads, packed)
