@@ -85,8 +85,9 @@ pub struct ContextArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Machine")]
 pub struct MemoryArgs {
-    /// How weights are stored: auto follows the checkpoint (bf16 unless it is f32); q8 and q4 quantise them while they
-    /// are loaded (`kanana quantize` once for all), to 8.5 and 4.5 bits. Cached keys and values are f32 beside f32 weights, else bf16
+    /// How weights are stored: auto follows the checkpoint (bf16 unless it is f32, or made by `kanana quantize`); q8 and
+    /// q4 quantise them while they are loaded, to 8.06 and 4.31 bits. Cached keys and values are f32 beside f32 weights,
+    /// else bf16
     #[arg(long, value_enum, default_value_t = DTypeChoice::Auto)]
     pub dtype: DTypeChoice,
 

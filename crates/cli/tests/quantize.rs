@@ -257,7 +257,7 @@ fn broken_stored_models_are_refused_by_name() {
     line("same-panels", "kanana q4 v1 57x32", &["[57, 32]", "[56, 32]"]);
     line("endless", "kanana q4 v1 18446744073709551615x18446744073709551615", &["18446744073709551615"]);
     line("garbled", "kanana q4 v1", &["kanana q4 v1", "expected such as"]);
-    line("foreign", "made by somebody", &["stored as U8", "expected q4"]);
+    line("foreign", "made by somebody", &["has shape [4, 576]", "[56, 32]"]);
     let swap = |header: &mut Value| header[NAME]["shape"].as_array_mut().unwrap().reverse();
     check(
         "swapped",
@@ -289,6 +289,8 @@ fn broken_stored_models_are_refused_by_name() {
         |format: &str, version: u64| json!({"quant_method": "kanana", "format": format, "version": version});
     config("other-object", object("q8", 1), &["q_proj", "stored as q4", "expected q8"]);
     config("later", object("q4", 2), &["quantization_config.version", "is 2, expected 1"]);
+    let unpacked = Checkpoint::with_config(json!({"quantization_config": object("q4", 1)}));
+    unpacked.run("generate", &["--prompt-ids", "1"]).check_refused(&["stored as F32", "expected q8"]);
     config("strange", object("q2", 1), &["quantization_config.format", "q8"]);
     config("foreign-object", json!({"quant_method": "awq"}), &["quantization_config.quant_method", "awq"]);
 }

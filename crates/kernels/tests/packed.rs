@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
 
+use std::sync::Arc;
+
 use kanana_kernels::runtime::Isa;
 use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, Packed, Reference, Weight};
-use kanana_tensor::Tensor;
+use kanana_tensor::{DType, Tensor};
 
 /// Values in -1..1 that look random.
 fn matrix(n: usize, k: usize) -> Tensor {
@@ -68,6 +70,23 @@ fn packed_bytes_depend_on_neither_instructions_nor_threads() {
                 let cpu = Cpu::new(CpuOptions { isa: Some(isa), threads: Some(threads) });
                 assert!(bytes(&cpu.pack(&matrix, format).unwrap()) == expected, "{cpu:?} {format}");
             }
+        }
+    }
+}
+
+/// Where a tensor starts in a file is up to whoever wrote the file.
+#[test]
+fn packed_bytes_may_start_anywhere() {
+    let matrix = matrix(20, 300);
+    for format in quantised() {
+        let packed = Cpu::default().pack(&matrix, format).unwrap().packed().unwrap();
+        let shifted = [&[0; 1], packed.panels.as_bytes().unwrap()].concat();
+        let panels = Tensor::from_shared(packed.panels.shape(), DType::U8, Arc::new(shifted), 1).unwrap();
+        let shifted = Packed { panels, ..packed };
+        let oracle = rows(&Reference, &Reference.pack(&matrix, format).unwrap());
+        let implementations: [&dyn Kernels; 2] = [&Reference, &Cpu::default()];
+        for kernels in implementations {
+            assert_eq!(rows(kernels, &kernels.adopt(&shifted).unwrap()), oracle, "{format}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Quantised matrices as bytes that may lie in a file. Contract: [`crate::Kernels::adopt`].
 
-use kanana_tensor::{DType, Tensor};
+use kanana_tensor::{DType, Tensor, bf16};
 
 use super::pack::PANEL;
-use super::quant::{GROUP, Group, block_len, panel_bytes};
+use super::quant::{GROUP, STEP, SUB, panel_bytes};
 use super::{Format, Layout, Weight};
 use crate::ops::check;
 use crate::runtime::memory::advise_huge_pages;
@@ -93,16 +93,30 @@ pub(crate) fn adopt_as_rows(packed: &Packed) -> Result<Weight> {
     let mut rows = Vec::new();
     for n in 0..out_features {
         let panel = &bytes[n / PANEL * panel_len..][..panel_len];
-        rows.extend((0..in_features).map(|k| value(format, panel, n % PANEL, k)));
+        rows.extend((0..in_features).map(|k| value(format, in_features, panel, (n % PANEL, k))));
     }
     let data = check::in_op("adopt", Tensor::from_slice(&[out_features, in_features], &rows))?;
     Ok(packed.weight(Layout::Rows, data))
 }
 
-/// The value of input `k` of output `lane` of a panel.
-fn value(format: Format, panel: &[u8], lane: usize, k: usize) -> f32 {
-    let block_len = block_len(format);
-    Group::read(format, &panel[k / GROUP * block_len..][..block_len], lane, k % GROUP)
+/// The value of input `k` of output `lane` of a panel: the layout of [`super::quant`], byte by byte.
+fn value(format: Format, in_features: usize, panel: &[u8], (lane, k): (usize, usize)) -> f32 {
+    let (steps, step, quad, place) = (in_features.div_ceil(STEP), k / STEP, k % STEP / 4, lane * 4 + k % 4);
+    let number = |at: usize| u16::from_le_bytes([panel[at], panel[at + 1]]);
+    let (code, factor, scales) = match format {
+        Format::Q4 => {
+            let (codes, factors) = (step * STEP * PANEL / 2, steps * STEP * PANEL / 2);
+            let both = panel[codes + quad % 8 * 4 * PANEL + place];
+            let code = if quad < 8 { both & 15 } else { both >> 4 };
+            let factor = number(factors + 2 * (step * PANEL + lane)) >> (k % STEP / SUB * 4) & 15;
+            (i32::from(code) - 8, i32::from(factor), factors + 2 * steps * PANEL)
+        }
+        _ => {
+            let code = panel[step * STEP * PANEL + quad * 4 * PANEL + place];
+            (i32::from(code) - 128, 1, steps * STEP * PANEL)
+        }
+    };
+    (code * factor) as f32 * bf16::from_bits(number(scales + 2 * (k / GROUP * PANEL + lane))).to_f32()
 }
 
 impl Packed {
