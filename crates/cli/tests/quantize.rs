@@ -1,4 +1,5 @@
 //! `kanana quantize`, and the folders it makes where any model could stand.
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
 mod common;
 
@@ -256,7 +257,7 @@ fn broken_stored_models_are_refused_by_name() {
     line("larger", "kanana q4 v1 88x32", &["[88, 32]", "[56, 32]"]);
     line("same-panels", "kanana q4 v1 57x32", &["[57, 32]", "[56, 32]"]);
     line("endless", "kanana q4 v1 18446744073709551615x18446744073709551615", &["18446744073709551615"]);
-    line("garbled", "kanana q4 v1", &["kanana q4 v1", "expected such as"]);
+    line("garbled", "kanana q4 v1", &["kanana q4 v1", "expected such as", "kanana quantize"]);
     line("foreign", "made by somebody", &["has shape [4, 576]", "[56, 32]"]);
     let swap = |header: &mut Value| header[NAME]["shape"].as_array_mut().unwrap().reverse();
     check(

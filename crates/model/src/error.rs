@@ -153,6 +153,9 @@ impl ModelError {
                  from different models"
                     .to_owned(),
             ),
+            Self::Requantised { from, .. } => {
+                Some(format!("load it in {from}, or load the model that it was quantised from"))
+            }
             Self::StoredFormat { .. } | Self::PackedShape { .. } => Some(
                 "config.json and the weights may come from different models, or from another version of this program: \
                  quantise the original again with `kanana quantize`"

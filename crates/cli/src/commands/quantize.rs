@@ -1,5 +1,6 @@
 //! `kanana quantize`: a model whose matrices are stored as they are computed with, in 8 or 4 bits.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -115,68 +116,55 @@ fn write(model: &Model, to: &Path, format: Format, kernels: &dyn Kernels) -> Res
     }
 
     let checkpoint = &model.checkpoint;
-    let tensors = plan(model, format);
-    let bytes_of = |spec: &TensorSpec| spec.shape.iter().product::<usize>() as u64 * spec.dtype.size() as u64;
-    let before =
-        || tensors.iter().filter_map(|(spec, _)| checkpoint.get(&spec.name)).map(|info| info.bytes as u64);
-    let mut metadata: std::collections::BTreeMap<_, _> = [("format".to_owned(), "pt".to_owned())].into();
-    metadata.extend(tensors.iter().filter_map(|(spec, packing)| {
-        packing.as_ref().map(|packing| (spec.name.clone(), packing.to_string()))
-    }));
-    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
-    let options = SaveOptions { metadata, max_shard_bytes: Some(SHARD_BYTES) };
-    let progress = Progress::of_quantising(before().sum());
-    let mut done = 0;
+    let (specs, metadata) = plan(model, format);
+    let source_bytes = |name: &str| checkpoint.get(name).map_or(0, |info| info.bytes as u64);
+    let before = specs.iter().map(|spec| source_bytes(&spec.name)).sum();
+    let (mut read, mut after) = (0, 0);
+    let progress = Progress::of_quantising(before);
     let fetch = |name: &str| -> Result<Tensor> {
-        let tensor = checkpoint.tensor(name)?;
-        let stored = match tensor.shape().len() == 2 && weight_format(name, format).is_quantised() {
-            true => {
-                let packed = kernels.pack(&tensor, weight_format(name, format))?.packed();
-                packed.context("these kernels have no bytes to store")?.panels
-            }
-            false => tensor,
-        };
+        let mut tensor = checkpoint.tensor(name)?;
+        if metadata.contains_key(name) {
+            let packed = kernels.pack(&tensor, weight_format(name, format))?.packed();
+            tensor = packed.context("the format has no bytes to store: this is a bug")?.panels;
+        }
         // A view of the file stays valid: its pages come back when they are written.
         checkpoint.release(name);
-        done += checkpoint.get(name).map_or(0, |info| info.bytes as u64);
-        progress.set(done);
-        Ok(stored)
+        read += source_bytes(name);
+        after += tensor.bytes() as u64;
+        progress.set(read);
+        Ok(tensor)
     };
-    save(to, &specs, fetch, &options)?;
-    drop(progress);
-    Ok([before().sum(), specs.iter().map(bytes_of).sum()])
+    save(to, &specs, fetch, &SaveOptions { metadata: metadata.clone(), max_shard_bytes: Some(SHARD_BYTES) })?;
+    Ok([before, after])
 }
 
-/// Every tensor of the result, with what its bytes stand for where they are packed.
-fn plan(model: &Model, format: Format) -> Vec<(TensorSpec, Option<Packing>)> {
-    let tensors = expected_tensors(&model.config).into_iter();
-    let tensors = tensors.map(|(name, shape)| {
+/// Every tensor of the result, and the metadata of its files: what the packed ones stand for, by name.
+fn plan(model: &Model, format: Format) -> (Vec<TensorSpec>, BTreeMap<String, String>) {
+    let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let specs = expected_tensors(&model.config).into_iter().map(|(name, shape)| {
         let format = weight_format(&name, format);
         if let [out_features, in_features] = shape[..]
             && let Some(panels) = Packed::shape(format, out_features, in_features)
         {
-            let packing = Packing {
-                format: format.name().to_owned(),
-                version: Packed::VERSION,
-                shape: [out_features, in_features],
-            };
-            return (TensorSpec { name, dtype: DType::U8, shape: panels.to_vec() }, Some(packing));
+            let (shape, version) = ([out_features, in_features], Packed::VERSION);
+            let packing = Packing { format: format.name().to_owned(), version, shape };
+            metadata.insert(name.clone(), packing.to_string());
+            return TensorSpec { name, dtype: DType::U8, shape: panels.to_vec() };
         }
         let dtype = model.checkpoint.get(&name).and_then(|info| info.tensor_dtype());
-        (TensorSpec { name, dtype: dtype.unwrap_or(DType::F32), shape }, None)
+        // A dtype that is not read is an error when its turn comes.
+        TensorSpec { name, dtype: dtype.unwrap_or(DType::F32), shape }
     });
-    tensors.collect()
+    (specs.collect(), metadata)
 }
 
 /// The source's config.json with the format added, everything else as it was.
 fn config_json(model: &Model, format: Format) -> Result<Value> {
     let stated = Config { quantization: Some(format), ..model.config.clone() }.to_json();
-    let path = model.checkpoint.dir().join("config.json");
-    let Some(mut config) =
-        (model.checkpoint.gguf().is_none()).then(|| read_json(&path)).transpose()?.flatten()
-    else {
+    if model.checkpoint.gguf().is_some() {
         return Ok(stated);
-    };
+    }
+    let mut config = read_json(&model.checkpoint.dir().join("config.json"))?.unwrap_or_default();
     config["quantization_config"] = stated["quantization_config"].clone();
     Ok(config)
 }
