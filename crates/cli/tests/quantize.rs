@@ -140,6 +140,35 @@ fn a_gguf_file_is_a_source_unless_it_is_quantised() {
 }
 
 #[test]
+fn a_stored_model_stands_wherever_a_model_does() {
+    let checkpoint = Checkpoint::new();
+    let stored = checkpoint.file("stored");
+    quantize(checkpoint.path(), &stored, "q4");
+    let [original, stored] = [checkpoint.path(), &stored].map(|path| path.to_str().unwrap());
+    finish(kanana().args(["chat", "--model", stored, "--max-tokens", "3"]), b"hello\n").text();
+    run(&["tokenize", "--model", stored, "hello"]).text();
+    let bench = ["--prefill", "10", "--decode", "2", "--repeat", "1", "--threads", "1", "--json"];
+    assert_eq!(run(&[&["bench", "--model", stored], &bench[..]].concat()).json()["dtype"], "q4");
+    // A draft of another format changes the speed and nothing else.
+    for (model, draft) in [(original, stored), (stored, original), (stored, stored)] {
+        let plain = ["generate", "--model", model, "--prompt-ids", "1,2,3", "--max-tokens", "9", "--json"];
+        let draft = format!("draft:{draft}");
+        let [ids, drafted] = [&[][..], &["--speculate", &draft]]
+            .map(|flags| run(&[&plain[..], &["--temperature", "0"], flags].concat()).json()["ids"].take());
+        assert_eq!(ids, drafted, "{model} with {draft}");
+    }
+}
+
+#[test]
+fn a_source_that_cannot_be_read_leaves_nothing() {
+    let checkpoint = Checkpoint::with_tensors(|tensors| tensors[7].1.dtype = "I32");
+    let new = checkpoint.file("new");
+    run(&["quantize", checkpoint.path().to_str().unwrap(), new.to_str().unwrap(), "--dtype", "q4"])
+        .check_refused(&["I32", "expected F32"]);
+    assert!(!new.exists());
+}
+
+#[test]
 fn nothing_is_overwritten() {
     let checkpoint = Checkpoint::new();
     let folder = checkpoint.path().to_str().unwrap();
