@@ -38,7 +38,8 @@ fn rows(kernels: &dyn Kernels, weight: &Weight) -> Vec<f32> {
 #[test]
 fn packed_bytes_are_the_weight_again() {
     let cpu = Cpu::default();
-    for (n, k) in [(1, 1), (16, 64), (33, 129), (5, 256), (48, 515), (17, 700)] {
+    // The last one is copied in several pieces.
+    for (n, k) in [(1, 1), (16, 64), (33, 129), (5, 256), (48, 515), (17, 700), (630, 1000)] {
         let (matrix, x) = (matrix(n, k), matrix(3, k));
         for format in quantised() {
             let name = format!("{format} {n}x{k}");
@@ -88,6 +89,26 @@ fn packed_bytes_may_start_anywhere() {
         for kernels in implementations {
             assert_eq!(rows(kernels, &kernels.adopt(&shifted).unwrap()), oracle, "{format}");
         }
+    }
+}
+
+/// Bytes mean these numbers in this version. When it fails, files that exist would be read as other models: raise
+/// [`Packed::VERSION`] and note the new sums.
+#[test]
+fn the_version_stands_for_this_layout() {
+    assert_eq!(Packed::VERSION, 1);
+    for (format, expected) in [(Format::Q8, 0xee5f_895d_a042_4ff2), (Format::Q4, 0x3ac3_2454_358a_4d99)] {
+        let shape = Packed::shape(format, 21, 300).unwrap();
+        let pattern = Vec::from_iter((0..shape[0] * shape[1]).map(|i| (i * i % 61) as u8));
+        let panels = Tensor::from_slice(&shape, &pattern).unwrap();
+        let packed = Packed { format, out_features: 21, in_features: 300, panels };
+        let numbers = rows(&Reference, &Reference.adopt(&packed).unwrap());
+        // FNV-1a.
+        let sum = numbers
+            .iter()
+            .flat_map(|x| x.to_bits().to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        assert_eq!(sum, expected, "{format}: {sum:#x}");
     }
 }
 
