@@ -3,7 +3,7 @@
 use kanana_tensor::{DType, Tensor, bf16};
 
 use super::pack::PANEL;
-use super::quant::{GROUP, STEP, SUB, panel_bytes};
+use super::quant::{BLOCK, GROUP, STEP, SUB, block_bytes, panel_bytes};
 use super::{Format, Layout, Weight};
 use crate::ops::check;
 use crate::runtime::memory::advise_huge_pages;
@@ -101,18 +101,21 @@ pub(crate) fn adopt_as_rows(packed: &Packed) -> Result<Weight> {
 
 /// The value of input `k` of output `lane` of a panel: the layout of [`super::quant`], byte by byte.
 fn value(format: Format, in_features: usize, panel: &[u8], (lane, k): (usize, usize)) -> f32 {
-    let (steps, step, quad, place) = (in_features.div_ceil(STEP), k / STEP, k % STEP / 4, lane * 4 + k % 4);
-    let number = |at: usize| u16::from_le_bytes([panel[at], panel[at + 1]]);
+    let (b, k) = (k / BLOCK, k % BLOCK);
+    let block = &panel[b * block_bytes(format)..];
+    let steps = BLOCK.min(in_features - b * BLOCK).div_ceil(STEP);
+    let (step, quad, place) = (k / STEP, k % STEP / 4, lane * 4 + k % 4);
+    let number = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
     let (code, factor, scales) = match format {
         Format::Q4 => {
             let (codes, factors) = (step * STEP * PANEL / 2, steps * STEP * PANEL / 2);
-            let both = panel[codes + quad % 8 * 4 * PANEL + place];
+            let both = block[codes + quad % 8 * 4 * PANEL + place];
             let code = if quad < 8 { both & 15 } else { both >> 4 };
             let factor = number(factors + 2 * (step * PANEL + lane)) >> (k % STEP / SUB * 4) & 15;
             (i32::from(code) - 8, i32::from(factor), factors + 2 * steps * PANEL)
         }
         _ => {
-            let code = panel[step * STEP * PANEL + quad * 4 * PANEL + place];
+            let code = block[step * STEP * PANEL + quad * 4 * PANEL + place];
             (i32::from(code) - 128, 1, steps * STEP * PANEL)
         }
     };
