@@ -98,7 +98,7 @@ impl Kernels for Cpu {
         attention::cpu::attention(self.machine(), q, kv, spans, scale)
     }
     fn write_kv(&self, x: &Tensor, cache: &mut Tensor, slots: &Tensor) -> Result<()> {
-        attention::reference::write_kv(x, cache, slots)
+        attention::write::write_kv(self.machine(), x, cache, slots)
     }
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         elementwise::cpu::silu_mul(self.machine(), gate, up)
