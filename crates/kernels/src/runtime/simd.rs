@@ -166,6 +166,13 @@ pub(crate) trait Lanes: Copy {
     fn zero_below(self, x: Self, limit: f32) -> Self;
     /// The sum of the lanes by halves: lane i and i + 8, then i + 4, i + 2, i + 1.
     fn sum(self) -> f32;
+    /// Pairs of the elements of two rows.
+    #[inline(always)]
+    fn interleave(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut [bf16; 2 * LANES]) {
+        for i in 0..LANES {
+            (to[2 * i], to[2 * i + 1]) = (first[i], second[i]);
+        }
+    }
     /// Lane i of vector j becomes lane j of vector i. Bits stay as they are, whatever they mean.
     #[inline(always)]
     fn transpose(x: [Self; LANES]) -> [Self; LANES] {
@@ -499,6 +506,15 @@ impl Lanes for Avx512 {
         unsafe {
             let low = _mm512_castps512_ps256(self.0);
             sum_of_eight(_mm256_add_ps(low, _mm512_extractf32x8_ps::<1>(self.0)))
+        }
+    }
+    #[inline(always)]
+    fn interleave(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut [bf16; 2 * LANES]) {
+        unsafe {
+            let first = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.as_ptr().cast()));
+            let second = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.as_ptr().cast()));
+            let pairs = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
         }
     }
     /// Pairs, then fours of lanes of four vectors are put side by side; then quarters of vectors, twice.

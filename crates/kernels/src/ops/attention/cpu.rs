@@ -261,7 +261,7 @@ impl<U: Unit, S: Stored<Panel = U::Panel>> Task<'_, U, S> {
                 load_rows(args, self.k, positions, width, loaded);
                 pack_keys::<L, U::Panel>(loaded, width, keys);
                 load_rows(args, self.v, positions, width, loaded);
-                pack_values(loaded, width, values);
+                pack_values::<L, U::Panel>(loaded, width, values);
                 let cuts = args.visible(work.sequence, queries.start) < tile + positions.count;
                 if cuts && queries.len() > 1 && !U::Panel::all_finite(loaded) {
                     apart = true;

@@ -16,7 +16,7 @@ pub(super) trait Panel: Element {
     fn all_finite(x: &[Self]) -> bool;
 
     /// Sixteen columns of [`Panel::GROUP`] rows, group by group.
-    fn interleave(rows: &[Self], width: usize, to: &mut [Self]);
+    fn interleave<L: Lanes>(rows: &[Self], width: usize, to: &mut [Self]);
 }
 
 impl Panel for f32 {
@@ -29,7 +29,7 @@ impl Panel for f32 {
     }
 
     #[inline(always)]
-    fn interleave(rows: &[f32], _width: usize, to: &mut [f32]) {
+    fn interleave<L: Lanes>(rows: &[f32], _width: usize, to: &mut [f32]) {
         to.copy_from_slice(&rows[..PANEL]);
     }
 }
@@ -44,10 +44,10 @@ impl Panel for bf16 {
     }
 
     #[inline(always)]
-    fn interleave(rows: &[bf16], width: usize, to: &mut [bf16]) {
-        let (first, second) = (&rows[..PANEL], &rows[width..][..PANEL]);
-        for (to, (&a, &b)) in to.as_chunks_mut::<2>().0.iter_mut().zip(first.iter().zip(second)) {
-            *to = [a, b];
+    fn interleave<L: Lanes>(rows: &[bf16], width: usize, to: &mut [bf16]) {
+        let rows = (rows.first_chunk(), rows[width..].first_chunk(), to.first_chunk_mut());
+        if let (Some(first), Some(second), Some(to)) = rows {
+            L::interleave(first, second, to);
         }
     }
 }
@@ -161,10 +161,10 @@ pub(super) fn pack_keys<L: Lanes, E: Panel>(rows: &[E], width: usize, to: &mut [
 
 /// Values as panels of sixteen elements, `[panels][TILE/G][16][G]`: rows of a group side by side.
 #[inline(always)]
-pub(super) fn pack_values<E: Panel>(rows: &[E], width: usize, to: &mut [E]) {
+pub(super) fn pack_values<L: Lanes, E: Panel>(rows: &[E], width: usize, to: &mut [E]) {
     for (panel, to) in to.chunks_exact_mut(TILE * PANEL).enumerate() {
         for (group, to) in to.chunks_exact_mut(E::GROUP * PANEL).enumerate() {
-            E::interleave(&rows[group * E::GROUP * width + panel * PANEL..], width, to);
+            E::interleave::<L>(&rows[group * E::GROUP * width + panel * PANEL..], width, to);
         }
     }
 }

@@ -235,6 +235,9 @@ impl<E> Rectangle<'_, E> {
     }
 
     /// `R` rows from `row` on by `P` panels from `panel` on.
+    ///
+    /// # Safety
+    /// As for [`Rectangle::multiply`].
     #[inline(always)]
     #[allow(unsafe_code)]
     unsafe fn part<L: Lanes, W: Panels<Element = E>, const R: usize, const P: usize>(
@@ -246,10 +249,10 @@ impl<E> Rectangle<'_, E> {
     ) {
         let x = std::array::from_fn(|r| &self.x[(row + r) * self.x_stride..][..self.x_stride]);
         let w = std::array::from_fn(|p| &self.w[(panel + p) * self.w_stride..][..self.w_stride]);
-        // SAFETY: no other task uses these places, and no two ranges are held at once.
-        let place = |r: usize, p: usize| unsafe {
+        let place = |r: usize, p: usize| {
             let n = (panel + p) * PANEL;
-            to.y.range(to.start + (row + r) * to.stride + n, PANEL.min(to.outputs - n))
+            // SAFETY: no other task uses these places, and no two ranges are held at once.
+            unsafe { to.y.range(to.start + (row + r) * to.stride + n, PANEL.min(to.outputs - n)) }
         };
         let mut sums = [[L::splat(0.0); P]; R];
         if add {
