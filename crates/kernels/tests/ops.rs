@@ -437,6 +437,80 @@ fn products_do_not_depend_on_the_batch() {
     }
 }
 
+/// A query's result is the same to the bit alone, in chunks and in the whole prompt, beside other sequences, and whether
+/// its keys are in blocks or in a row; over several stretches of keys, with values that are no numbers behind some.
+#[test]
+fn attention_does_not_depend_on_the_batch() {
+    const CONTEXT: usize = 600;
+    let (n, kv, h) = (6, 2, 40);
+    let mut inputs = Inputs(4);
+    let (q, k) = (inputs.tensor(&[CONTEXT, n, h]), inputs.tensor(&[CONTEXT, kv, h]));
+    let mut v = inputs.tensor(&[CONTEXT, kv, h]).to_f32_vec().unwrap();
+    v[560 * kv * h + 3] = f32::INFINITY;
+    let v = Tensor::from_slice(&[CONTEXT, kv, h], &v).unwrap();
+    let row_len = n * h;
+    for format in KvFormat::ALL {
+        for (name, kernels) in implementations() {
+            let rounded = [&k, &v].map(|x| kernels.round_kv(x, format).unwrap());
+            let whole = {
+                let kv = KeyValues::Packed { k: &rounded[0], v: &rounded[1] };
+                kernels.attention(&q, kv, &spans(&[(CONTEXT, CONTEXT)], true), 0.3).unwrap()
+            };
+            let whole = whole.as_slice::<f32>().unwrap();
+            let finite = whole[..560 * row_len].iter().all(|x| x.is_finite());
+            assert!(finite, "{name} {format}: a later value spoils an earlier query");
+            // In a cache: blocks of 16 positions, the last first; every sequence of a batch is a beginning of the same one.
+            let blocks = CONTEXT.div_ceil(16);
+            let shape = [blocks, kv, 16, format.row_len(h)];
+            let caches = [&k, &v].map(|x| {
+                let mut cache = kernels.zeros(&shape, format.dtype()).unwrap();
+                let slots: Vec<u32> =
+                    (0..CONTEXT).map(|p| ((blocks - 1 - p / 16) * 16 + p % 16) as u32).collect();
+                kernels.write_kv(x, &mut cache, &Tensor::from_slice(&[CONTEXT], &slots).unwrap()).unwrap();
+                cache
+            });
+            let table: Vec<u32> = (0..blocks as u32).rev().collect();
+            for batch in [vec![(1, 1)], vec![(1, 513), (1, 600)], vec![(3, 66), (100, 550), (37, 577)]] {
+                let rows: Vec<Tensor> = batch
+                    .iter()
+                    .map(|&(queries, context)| q.slice_rows(context - queries..context).unwrap())
+                    .collect();
+                let values: Vec<f32> = rows.iter().flat_map(|q| q.to_f32_vec().unwrap()).collect();
+                let tokens = values.len() / row_len;
+                let tables = Tensor::from_slice(&[batch.len(), blocks], &table.repeat(batch.len())).unwrap();
+                let kv = KeyValues::Paged { k: &caches[0], v: &caches[1], block_table: &tables };
+                let q = Tensor::from_slice(&[tokens, n, h], &values).unwrap();
+                let got = kernels.attention(&q, kv, &spans(&batch, true), 0.3).unwrap();
+                let mut got = got.as_slice::<f32>().unwrap();
+                for &(queries, context) in &batch {
+                    let (rows, rest) = got.split_at(queries * row_len);
+                    let expected = &whole[(context - queries) * row_len..context * row_len];
+                    let same = rows.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{name} {format}: {queries} queries of {context} keys in {batch:?}");
+                    got = rest;
+                }
+            }
+        }
+    }
+}
+
+/// Where two tokens name one slot, the later one stays.
+#[test]
+fn the_last_of_equal_slots_stays() {
+    let x = Inputs(5).tensor(&[9, 3, 20]);
+    let slots = Tensor::from_slice(&[9], &[4u32, 0, 4, 2, 0, 4, 5, 1, 5]).unwrap();
+    for format in KvFormat::ALL {
+        let written = |kernels: &dyn Kernels| {
+            let mut cache = kernels.zeros(&[3, 3, 2, format.row_len(20)], format.dtype()).unwrap();
+            kernels.write_kv(&x, &mut cache, &slots).unwrap();
+            cache.as_bytes().unwrap().to_vec()
+        };
+        for (name, kernels) in implementations() {
+            assert!(written(&kernels) == written(&Reference), "{name} {format}");
+        }
+    }
+}
+
 #[test]
 fn weights_pack_from_every_float_dtype_to_every_format() {
     // Whole steps of four bits.
