@@ -1,7 +1,7 @@
 //! Keys and values of past tokens, in blocks that any sequence may hold.
 
-use kanana_kernels::Kernels;
-use kanana_tensor::{DType, Tensor};
+use kanana_kernels::{Kernels, KvFormat};
+use kanana_tensor::Tensor;
 
 use crate::{Config, Result};
 
@@ -14,32 +14,32 @@ pub struct KvCache {
 
 /// One layer's blocks.
 pub(crate) struct LayerCache {
-    pub(crate) k: Tensor, // [B, K, P, H]
-    pub(crate) v: Tensor, // [B, K, P, H]
+    pub(crate) k: Tensor, // [B, K, P, W], W as the format has it
+    pub(crate) v: Tensor, // [B, K, P, W]
 }
 
 impl KvCache {
-    /// A cache of `num_blocks` blocks of `block_size` positions, stored as `dtype` (f32 or bf16).
+    /// A cache of `num_blocks` blocks of `block_size` positions, stored in `format`.
     pub fn new(
         kernels: &dyn Kernels,
         config: &Config,
         num_blocks: usize,
         block_size: usize,
-        dtype: DType,
+        format: KvFormat,
     ) -> Result<Self> {
-        let shape = [num_blocks, config.num_key_value_heads, block_size, config.head_dim];
-        let layer = || Ok(LayerCache { k: kernels.zeros(&shape, dtype)?, v: kernels.zeros(&shape, dtype)? });
+        let shape = [num_blocks, config.num_key_value_heads, block_size, format.row_len(config.head_dim)];
+        let blocks = || kernels.zeros(&shape, format.dtype());
+        let layer = || Ok(LayerCache { k: blocks()?, v: blocks()? });
         let layers = (0..config.num_hidden_layers).map(|_| layer()).collect::<Result<_>>()?;
         Ok(KvCache { layers, num_blocks, block_size })
     }
 
     /// Memory of one block in all layers. Units: bytes.
-    pub fn bytes_per_block(config: &Config, block_size: usize, dtype: DType) -> usize {
+    pub fn bytes_per_block(config: &Config, block_size: usize, format: KvFormat) -> usize {
         2 * config.num_hidden_layers
             * config.num_key_value_heads
             * block_size
-            * config.head_dim
-            * dtype.size()
+            * format.row_bytes(config.head_dim)
     }
 
     /// B.

@@ -12,8 +12,8 @@ use crate::{ModelError, Result, stored, weight_format};
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// How weights are stored, each as [`weight_format`] says; that of the checkpoint where it is quantised. Also
-    /// decides what keys and values are rounded to.
+    /// How weights are stored, each as [`weight_format`] says; that of the checkpoint where it is quantised. Also decides
+    /// what keys and values are rounded to, unless [`crate::Transformer::with_kv_format`] does.
     pub format: Format,
     /// Positions the rotary table covers: the longest sequence that will be run, in tokens.
     pub max_positions: usize,
@@ -120,11 +120,6 @@ impl<'a> Loader<'a> {
 
     pub(crate) fn kernels(&self) -> &'a dyn Kernels {
         self.kernels
-    }
-
-    /// What keys and values are rounded to.
-    pub(crate) fn kv_dtype(&self) -> DType {
-        self.format.kv_dtype()
     }
 
     /// A matrix in the layout of the machine, as it was packed before or quantised now.

@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kanana_engine::{Engine, EngineOptions, Request, SamplingParams};
-use kanana_kernels::Kernels;
+use kanana_kernels::{Kernels, KvFormat};
 use kanana_model::Transformer;
-use kanana_tensor::DType;
 
 use crate::budget::BLOCK_SIZE;
 
@@ -74,13 +73,13 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// A case and what it is run on.
 pub struct Setup {
     pub case: Case,
-    pub kv_dtype: DType,
+    pub kv_format: KvFormat,
     pub seed: u64,
 }
 
 /// Runs a case once, on prompts that no cache has seen.
 pub fn measure(model: &Arc<Transformer>, kernels: Arc<dyn Kernels>, setup: Setup) -> Result<Figures> {
-    let Setup { case, kv_dtype, seed } = setup;
+    let Setup { case, kv_format, seed } = setup;
     let context = case.context();
     let vocab_size = model.config.vocab_size as u64;
     let options = EngineOptions {
@@ -88,7 +87,7 @@ pub fn measure(model: &Arc<Transformer>, kernels: Arc<dyn Kernels>, setup: Setup
         max_batched_tokens: STEP_TOKENS,
         max_sequences: case.batch,
         prefix_cache: false,
-        ..EngineOptions::for_context(context, kv_dtype)
+        ..EngineOptions::for_context(context, kv_format)
     };
     let mut engine = Engine::new(Arc::clone(model), kernels, options)?;
     let mut state = seed;

@@ -154,7 +154,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             output::note(format_args!("{} threads, {case}", limits.threads));
             let figures = (0..args.repeat).map(|round| {
                 let seed = args.seed.wrapping_add(round as u64 + 1);
-                measure(&model, kernels.clone(), Setup { case, kv_dtype: format.kv_dtype(), seed })
+                measure(&model, kernels.clone(), Setup { case, kv_format: budget.kv_format, seed })
             });
             let figures = Figures::median(figures.collect::<Result<_>>()?);
             runs.push(Run { threads: limits.threads, case, figures });
@@ -169,6 +169,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         model: subject.name().to_string(),
         config: subject.config(),
         format,
+        kv_format: budget.kv_format,
         isa: Cpu::new(CpuOptions { threads: Some(1), isa: None }).isa().name(),
         repeat: args.repeat,
         peak_memory,

@@ -1,6 +1,6 @@
 //! From stopwatch readings to shares of the machine.
 
-use kanana_kernels::Format;
+use kanana_kernels::{Format, KvFormat};
 use kanana_model::{Config, cost};
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ pub struct Report<'a> {
     pub model: String,
     pub config: &'a Config,
     pub format: Format,
+    pub kv_format: KvFormat,
     pub isa: &'static str,
     pub repeat: usize,
     pub peak_memory: Option<u64>, // bytes
@@ -42,7 +43,7 @@ impl Report<'_> {
         let Run { case, figures, .. } = run;
         let tokens = (case.prefill * case.batch) as f64;
         let prefill_flops_per_s = prefill_flops(self.config, case) / figures.prefill_s;
-        let decode_bytes_per_s = step_bytes(self.config, self.format, case) / figures.step_s;
+        let decode_bytes_per_s = step_bytes(self.config, self.format, self.kv_format, case) / figures.step_s;
         let machine = self.machine.iter().find(|machine| machine.threads == run.threads);
         let share =
             |rate: f64, limit: fn(&Machine) -> f64| machine.map_or(f64::NAN, |machine| rate / limit(machine));
@@ -83,6 +84,7 @@ impl Report<'_> {
             "model": self.model,
             "parameters": cost::parameters(self.config).total,
             "dtype": self.format.name(),
+            "kv_dtype": self.kv_format.name(),
             "weight_bytes": cost::weight_bytes(self.config, self.format),
             "instruction_set": self.isa,
             "repeat": self.repeat,
@@ -161,7 +163,7 @@ fn prefill_flops(config: &Config, case: &Case) -> f64 {
 /// Bytes that a step of decoding reads: the weights once, and every sequence's keys and values, half-way through.
 ///
 /// In a mixture, `batch` tokens that choose independently meet `1 - (1 - A/X)^batch` of the experts.
-fn step_bytes(config: &Config, format: Format, case: &Case) -> f64 {
+fn step_bytes(config: &Config, format: Format, kv_format: KvFormat, case: &Case) -> f64 {
     let counts = cost::parameters(config);
     let alone = cost::decode_bytes_per_token(config, format, 0) as f64;
     let idle = format.bytes(counts.total - counts.active) as f64;
@@ -172,7 +174,7 @@ fn step_bytes(config: &Config, format: Format, case: &Case) -> f64 {
         if chosen < 1.0 { idle * (met - chosen) / (1.0 - chosen) } else { 0.0 }
     });
     let context = (case.prefill + case.decode / 2) as f64;
-    let cache = cost::kv_bytes_per_token(config, format.kv_dtype()) as f64 * context * case.batch as f64;
+    let cache = cost::kv_bytes_per_token(config, kv_format) as f64 * context * case.batch as f64;
     alone + experts + cache
 }
 
@@ -187,13 +189,14 @@ mod tests {
         let config = preset("nano-2.1b").unwrap().config;
         let case = Case { prefill: 1000, decode: 0, batch: 4 };
         let expected = 2.087e9 * 2.0 + 4.0 * 1000.0 * 131_072.0;
-        assert!((step_bytes(&config, Format::BF16, &case) / expected - 1.0).abs() < 1e-3);
+        assert!((step_bytes(&config, Format::BF16, KvFormat::BF16, &case) / expected - 1.0).abs() < 1e-3);
     }
 
     #[test]
     fn a_large_batch_meets_every_expert() {
         let config = preset("1.5-15.7b-a3b").unwrap().config;
-        let read = |batch| step_bytes(&config, Format::BF16, &Case { prefill: 0, decode: 0, batch });
+        let read =
+            |batch| step_bytes(&config, Format::BF16, KvFormat::BF16, &Case { prefill: 0, decode: 0, batch });
         let embedding = 128_256.0 * 2048.0 * 2.0; // of which one row is read
         let counts = cost::parameters(&config);
         assert!((read(1) / (counts.active as f64 * 2.0 - embedding) - 1.0).abs() < 1e-3);
