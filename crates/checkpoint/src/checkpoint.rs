@@ -11,6 +11,7 @@ use memmap2::Mmap;
 use crate::gguf::{Coding, Encoded, GgufFile, Naming, Piece, ROPE_FACTORS, decoded_dtype};
 use crate::header::{Entry, parse_header, readable_dtype};
 use crate::index::{INDEX_FILE, find_weights};
+use crate::packing::Packing;
 use crate::{CheckpointError, Result};
 
 /// An open checkpoint: named tensors in memory-mapped files, all checked when it was opened.
@@ -27,25 +28,30 @@ pub struct Checkpoint {
 /// What is known of a tensor without reading it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TensorInfo<'a> {
-    /// The dtype as the file spells it: `F32`, `BF16`, `F8_E4M3`, `Q4_K`, …
+    /// The dtype as the file spells it: `F32`, `BF16`, `F8_E4M3`, `Q4_K`, …; the format of packed bytes: `q4`.
     pub dtype: &'a str,
-    /// The extent of every dimension, outermost first.
+    /// The extent of every dimension, outermost first; of packed bytes that of the matrix they stand for.
     pub shape: &'a [usize],
     /// The file that holds it.
     pub file: &'a Path,
     /// Size in bytes.
     pub bytes: usize,
+    /// What packed bytes stand for; none where the bytes are elements.
+    pub packing: Option<&'a Packing>,
 }
 
 impl TensorInfo<'_> {
     /// The dtype of the tensor that [`Checkpoint::tensor`] gives; none when it would be refused.
     pub fn tensor_dtype(&self) -> Option<DType> {
-        readable_dtype(self.dtype).or_else(|| decoded_dtype(self.dtype))
+        match self.packing {
+            Some(_) => None,
+            None => readable_dtype(self.dtype).or_else(|| decoded_dtype(self.dtype)),
+        }
     }
 
-    /// Whether elements share a scale, so that [`Checkpoint::tensor`] gives numbers that were rounded to few bits.
+    /// Whether elements share a scale: the numbers they stand for were rounded to few bits.
     pub fn is_quantised(&self) -> bool {
-        decoded_dtype(self.dtype).is_some()
+        self.packing.is_some() || decoded_dtype(self.dtype).is_some()
     }
 }
 
@@ -59,6 +65,8 @@ struct Location {
     entry: Entry,
     /// How the bytes become the elements, where they are not just them: in GGUF files.
     coding: Option<Coding>,
+    /// What the bytes stand for, where a kernel packed them.
+    packing: Option<Packing>,
 }
 
 impl Checkpoint {
@@ -102,8 +110,12 @@ impl Checkpoint {
         }
         let file = self.files.len();
         for (name, entry) in header.tensors {
+            let packing = match header.metadata.get(&name) {
+                Some(text) if Packing::is_meant(text) => Some(packing(&path, &name, &entry, text)?),
+                _ => None,
+            };
             match self.tensors.entry(name) {
-                Slot::Vacant(slot) => slot.insert(Location { file, entry, coding: None }),
+                Slot::Vacant(slot) => slot.insert(Location { file, entry, coding: None, packing }),
                 Slot::Occupied(slot) => {
                     let first = self.files[slot.get().file].path.clone();
                     return Err(CheckpointError::Duplicate {
@@ -130,8 +142,10 @@ impl Checkpoint {
                 let coding = Some(Coding { ggml_type: tensor.ggml_type, heads });
                 let entry = Entry { dtype: tensor.ggml_type.name().to_owned(), shape, bytes };
                 // A file that has a tensor under both of its names is not what a converter writes.
-                if let Some(tensor) =
-                    self.tensors.insert(name.clone(), Location { file: 0, entry, coding }).map(|_| name)
+                if let Some(tensor) = self
+                    .tensors
+                    .insert(name.clone(), Location { file: 0, entry, coding, packing: None })
+                    .map(|_| name)
                 {
                     let (first, second) = (self.dir.clone(), self.dir.clone());
                     return Err(CheckpointError::Duplicate { tensor, first, second });
@@ -175,25 +189,48 @@ impl Checkpoint {
 
     /// What is known of a tensor without reading it.
     pub fn get(&self, name: &str) -> Option<TensorInfo<'_>> {
-        let Location { file, entry, .. } = self.tensors.get(name)?;
-        Some(TensorInfo {
-            dtype: &entry.dtype,
-            shape: &entry.shape,
-            file: &self.files[*file].path,
-            bytes: entry.bytes.len(),
-        })
+        let Location { file, entry, packing, .. } = self.tensors.get(name)?;
+        let (dtype, shape) = match packing {
+            Some(packing) => (&packing.format, &packing.shape[..]),
+            None => (&entry.dtype, &entry.shape[..]),
+        };
+        let (file, bytes) = (self.files[*file].path.as_path(), entry.bytes.len());
+        Some(TensorInfo { dtype, shape, file, bytes, packing: packing.as_ref() })
     }
 
     /// A tensor, as a view of the mapped file; as a copy when its data do not start at a multiple of the element size, or
     /// when it is quantised (then f32) or has its rows in another order, as GGUF has some.
     ///
-    /// Errors: [`CheckpointError::NoTensor`], [`CheckpointError::UnsupportedDType`], for GGUF
+    /// Errors: [`CheckpointError::NoTensor`], [`CheckpointError::UnsupportedDType`], [`CheckpointError::Packed`], for GGUF
     /// [`GgufError::UnsupportedType`](crate::gguf::GgufError::UnsupportedType).
     /// Cost: none until the pages are read; where it is decoded, that, on all cores.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let Some(Location { file, entry, coding }) = self.tensors.get(name) else {
-            return Err(CheckpointError::NoTensor { dir: self.dir.clone(), tensor: name.to_owned() });
-        };
+        let Location { file, packing, .. } = self.location(name)?;
+        match packing {
+            None => self.stored(name),
+            Some(Packing { format, .. }) => Err(CheckpointError::Packed {
+                file: self.files[*file].path.clone(),
+                tensor: name.to_owned(),
+                got: format.clone(),
+            }),
+        }
+    }
+
+    /// The bytes of a tensor that has a [`TensorInfo::packing`], u8 in the shape that the file has them in, as a view of
+    /// the mapped file.
+    ///
+    /// Errors: [`CheckpointError::NoTensor`], and those of [`Checkpoint::tensor`] where it is not packed.
+    pub fn packed(&self, name: &str) -> Result<Tensor> {
+        self.stored(name)
+    }
+
+    fn location(&self, name: &str) -> Result<&Location> {
+        let absent = || CheckpointError::NoTensor { dir: self.dir.clone(), tensor: name.to_owned() };
+        self.tensors.get(name).ok_or_else(absent)
+    }
+
+    fn stored(&self, name: &str) -> Result<Tensor> {
+        let Location { file, entry, coding, .. } = self.location(name)?;
         let MappedFile { path, map } = &self.files[*file];
         if let Some(coding) = coding.filter(|coding| !coding.is_plain()) {
             let data = &map[entry.bytes.clone()];
@@ -225,6 +262,16 @@ impl Checkpoint {
         #[cfg(not(unix))]
         let _ = name;
     }
+}
+
+/// What the line under the name of a tensor says.
+fn packing(file: &Path, tensor: &str, entry: &Entry, text: &str) -> Result<Packing> {
+    let (file, tensor) = (file.to_owned(), tensor.to_owned());
+    if readable_dtype(&entry.dtype) != Some(DType::U8) {
+        return Err(CheckpointError::PackedDType { file, tensor, got: entry.dtype.clone() });
+    }
+    let got = text.to_owned();
+    Packing::parse(text).ok_or(CheckpointError::Packing { file, tensor, got })
 }
 
 pub(crate) fn map_file(path: &Path) -> Result<Mmap> {

@@ -244,6 +244,41 @@ pub enum CheckpointError {
         got: u64,
     },
 
+    /// The line that says what packed bytes stand for is not one.
+    #[error(
+        "{file}: tensor {tensor:?} is packed, but as {got:?}, expected such as \"kanana q4 v1 8064x1792\"; the file is damaged, make it again"
+    )]
+    Packing {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The line as written.
+        got: String,
+    },
+    /// A tensor that should be packed bytes is made of something else.
+    #[error(
+        "{file}: tensor {tensor:?} is said to be packed, but is {got}, expected U8; the file is damaged, make it again"
+    )]
+    PackedDType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The dtype as written.
+        got: String,
+    },
+    /// Packed bytes were asked for as numbers.
+    #[error("{file}: tensor {tensor:?} is packed as {got}; only the kernels know its numbers")]
+    Packed {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The format.
+        got: String,
+    },
+
     /// A GGUF file is not what it should be, or a model cannot become one.
     #[error("{file}: {problem}")]
     Gguf {

@@ -338,6 +338,38 @@ fn unsupported_dtype_is_an_error_only_when_asked_for() {
     }
 }
 
+/// A file with one tensor of four bytes, `a`, and a line about it.
+fn packed(dtype: &str, line: &str) -> Vec<u8> {
+    let shape = if dtype == "F32" { 1 } else { 4 };
+    let header = format!(
+        r#"{{"__metadata__":{{"a":"{line}"}},"a":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[0,4]}}}}"#
+    );
+    file(&header, 4)
+}
+
+#[test]
+fn packed_bytes_are_no_numbers() {
+    let dir = folder(&[("model.safetensors", &packed("U8", "kanana q4 v7 3x2"))]);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let info = checkpoint.get("a").unwrap();
+    assert_eq!((info.dtype, info.shape, info.bytes, info.tensor_dtype()), ("q4", &[3, 2][..], 4, None));
+    assert!(info.is_quantised() && info.packing.unwrap().version == 7);
+    assert_eq!(checkpoint.packed("a").unwrap().shape(), [4], "as the file has them");
+    let message = error_of(checkpoint.tensor("a"));
+    check_message(&message, &["model.safetensors: ", "tensor \"a\" is packed as q4"]);
+}
+
+#[test]
+fn packed_line_that_is_broken() {
+    for line in ["kanana", "kanana q4 v1 3", "kanana q4 v-1 3x2", "kanana q4 v1 3x2 and more"] {
+        check_bytes(&packed("U8", line), &["tensor \"a\" is packed, but as", line, "kanana q4 v1 8064x1792"]);
+    }
+    check_bytes(&packed("F32", "kanana q4 v1 3x2"), &["tensor \"a\" is said to be packed, but is F32"]);
+    check_bytes(&packed("I8", "kanana q4 v1 3x2"), &["but is I8, expected U8"]);
+    let dir = folder(&[("model.safetensors", &packed("F32", "weights of a bird"))]);
+    assert!(Checkpoint::open(dir.path()).unwrap().tensor("a").is_ok(), "lines of others are theirs");
+}
+
 #[test]
 fn tensor_that_is_not_there() {
     let dir = folder(&[("model.safetensors", &shard("a"))]);

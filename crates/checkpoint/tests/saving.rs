@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use kanana_checkpoint::{Checkpoint, CheckpointError, Header, SaveOptions, TensorSpec, parse_header, save};
+use kanana_checkpoint::{
+    Checkpoint, CheckpointError, Header, Packing, SaveOptions, TensorSpec, parse_header, save,
+};
 use kanana_tensor::{DType, Tensor, bf16, f16};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -282,4 +284,23 @@ fn disk_full() {
         return;
     }
     run_full_disk_child(dir.path(), &unshare, &mount(r#"exec "$@""#));
+}
+
+#[test]
+fn packed_tensors_are_known_in_every_shard() {
+    let dir = TempDir::new().unwrap();
+    let packings = [("a", "q4", [33, 70]), ("b", "q8", [5, 6])].map(|(name, format, shape)| {
+        (name.to_owned(), Packing { format: format.to_owned(), version: 3, shape })
+    });
+    let tensors: BTreeMap<String, Tensor> =
+        ["a", "b", "c"].map(|name| (name.to_owned(), Tensor::from_slice(&[2, 4], &[7u8; 8]).unwrap())).into();
+    let metadata = packings.iter().map(|(name, packing)| (name.clone(), packing.to_string())).collect();
+    let files = save_all(dir.path(), &tensors, &SaveOptions { metadata, ..shards_of(8) }).unwrap();
+    assert_eq!(files.len(), 4, "a shard for each, and the index");
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    for (name, packing) in &packings {
+        assert_eq!(checkpoint.get(name).unwrap().packing, Some(packing));
+        assert_eq!(checkpoint.packed(name).unwrap().as_bytes().unwrap(), [7; 8]);
+    }
+    assert!(checkpoint.get("c").unwrap().packing.is_none() && checkpoint.tensor("c").is_ok());
 }

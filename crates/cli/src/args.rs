@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
-use crate::commands::{bench, chat, completions, convert, generate, inspect, pull, score, tokenize};
+use crate::commands::{
+    bench, chat, completions, convert, generate, inspect, pull, quantize, score, tokenize,
+};
 
 /// Runs the Kanana family of language models on this machine.
 #[derive(Parser)]
@@ -41,6 +43,7 @@ pub enum Command {
     Perplexity(score::PerplexityArgs),
     Compare(score::CompareArgs),
     Convert(convert::ConvertArgs),
+    Quantize(quantize::QuantizeArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -82,8 +85,8 @@ pub struct ContextArgs {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Machine")]
 pub struct MemoryArgs {
-    /// How weights are stored: auto follows the checkpoint (bf16 unless it is f32); q8 and q4 quantise them while they
-    /// are loaded, to 8.5 and 4.5 bits
+    /// How weights are stored: auto follows the checkpoint (bf16 unless it is f32, or made by `kanana quantize`); q8 and
+    /// q4 quantise them while they are loaded, to 8.06 and 4.31 bits
     #[arg(long, value_enum, default_value_t = DTypeChoice::Auto)]
     pub dtype: DTypeChoice,
 

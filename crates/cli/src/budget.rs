@@ -65,7 +65,7 @@ pub fn plan_beside(
     if fixed > available || room < least {
         let message = format!(
             "not enough memory: {} for the weights in {format} and {} for the keys and values of {} tokens, but {} {}",
-            output::bytes(models().map(|config| cost::weight_bytes(config, format)).sum()),
+            output::bytes(models().map(|config| cost::weight_bytes(config, kept(config, format))).sum()),
             output::bytes(least * block),
             demand.least,
             output::bytes(available),
@@ -92,8 +92,13 @@ pub fn plan_beside(
 
 /// Everything but keys and values: weights, rotary tables and 5 % for activations.
 fn fixed_bytes(config: &Config, format: Format, context: usize) -> u64 {
-    let needed = cost::memory_needed(config, format, context);
+    let needed = cost::memory_needed(config, kept(config, format), context);
     (needed.weights + needed.rope_table) / 20 * 21
+}
+
+/// The format of a model beside one of `format`: what is quantised stays what it is.
+fn kept(config: &Config, format: Format) -> Format {
+    config.quantization.unwrap_or(format)
 }
 
 /// The smallest changes that would make the run fit.
@@ -107,6 +112,7 @@ fn what_fits(
     let tokens = demand.least;
     let mut ways = Vec::new();
     let smaller = Format::ALL.into_iter().skip_while(|&candidate| candidate != format);
+    let smaller = smaller.filter(|&candidate| kept(config, candidate) == candidate);
     for candidate in smaller {
         let fixed = fixed_bytes(config, candidate, tokens);
         let per_token = cost::kv_bytes_per_token(config, kv_dtype.resolve(candidate)).max(1);

@@ -146,6 +146,9 @@ fn of_checkpoint(error: &CheckpointError) -> String {
         CheckpointError::Gguf { .. } => {
             "`kanana convert --help` lists what is read and written; a file that is broken must be fetched again"
         }
+        CheckpointError::Packing { .. } | CheckpointError::PackedDType { .. } | CheckpointError::Packed { .. } => {
+            "quantise the original again with `kanana quantize`"
+        }
         CheckpointError::AlreadyThere { .. } => "give another destination, or move away what is there",
         CheckpointError::UnsupportedDType { .. } => "`kanana inspect` lists the dtypes of a checkpoint",
         _ => "`kanana pull OWNER/NAME` fetches what is missing and checks every digest",

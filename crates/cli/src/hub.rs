@@ -32,6 +32,7 @@ use client::{Client, RemoteFile};
 use download::Download;
 use id::ModelId;
 pub use progress::Progress;
+pub use select::is_companion;
 
 /// Files in progress at the same time.
 const WORKERS: usize = 4;

@@ -7,13 +7,14 @@ use anyhow::{Context, Result};
 use kanana_checkpoint::Checkpoint;
 use kanana_checkpoint::gguf::{GgufFile, config_json};
 use kanana_engine::{Engine, EngineOptions, Speculation};
-use kanana_kernels::{Cpu, CpuOptions, Kernels};
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels};
 use kanana_model::{
-    Config, GenerationDefaults, LoadOptions, TensorReport, Transformer, compare_tensors, cost, presets,
+    Config, GenerationDefaults, LoadOptions, TensorReport, Transformer, check_stored, compare_tensors, cost,
+    presets,
 };
 use kanana_tensor::DType;
 
-use crate::args::{ContextArgs, MemoryArgs, RopeArgs, Speculate, SpeculationArgs};
+use crate::args::{ContextArgs, DTypeChoice, MemoryArgs, RopeArgs, Speculate, SpeculationArgs};
 use crate::budget::{self, BLOCK_SIZE, Budget, Demand};
 use crate::hints::{failure, failure_of};
 use crate::hub::{self, Hub};
@@ -45,8 +46,30 @@ impl Source {
         Ok(Source { name: model.to_string(), dir, config, defaults, checkpoint })
     }
 
+    /// The format that `dtype` asks for.
+    ///
+    /// Errors: another one than the checkpoint is quantised in.
+    pub fn format(&self, dtype: DTypeChoice) -> Result<Format> {
+        let asked = dtype.resolve(self.stored_dtype());
+        match self.config.quantization {
+            Some(stored) if asked == stored || dtype == DTypeChoice::Auto => Ok(stored),
+            Some(stored) => Err(failure(
+                format_args!(
+                    "{} is stored in {stored}, and in {asked} it would be rounded a second time",
+                    self.name
+                ),
+                format_args!(
+                    "leave out --dtype {asked}, or give the model that this one was quantised from; \
+                     `kanana convert {} NEW_FOLDER --dtype bf16` gives the numbers that it stands for",
+                    self.name
+                ),
+            )),
+            None => Ok(asked),
+        }
+    }
+
     /// The dtype the weights are stored in, unless they are quantised: what most bytes are.
-    pub fn stored_dtype(&self) -> Option<DType> {
+    fn stored_dtype(&self) -> Option<DType> {
         let embedding = self.checkpoint.get("model.embed_tokens.weight")?;
         if embedding.is_quantised() { None } else { embedding.tensor_dtype() }
     }
@@ -67,7 +90,9 @@ impl Source {
 
     /// Reads the weights, with a progress bar on a terminal.
     pub fn load(&self, kernels: &dyn Kernels, budget: &Budget) -> Result<Transformer> {
-        let options = LoadOptions { format: budget.format, max_positions: budget.positions };
+        // A draft model that is quantised stays what it is beside a model of another format.
+        let format = self.config.quantization.unwrap_or(budget.format);
+        let options = LoadOptions { format, max_positions: budget.positions };
         let progress = Progress::of_loading(cost::parameters(&self.config).total);
         let model =
             Transformer::load_with_progress(&self.checkpoint, &self.config, kernels, &options, &|loaded| {
@@ -80,7 +105,7 @@ impl Source {
 
     /// How the model, and a draft model beside it, fit the demand.
     pub fn plan(&self, demand: Demand, args: &MemoryArgs, draft: Option<&Source>) -> Result<Budget> {
-        let format = args.dtype.resolve(self.stored_dtype());
+        let format = self.format(args.dtype)?;
         budget::plan_beside(draft.map(|draft| &draft.config), &self.config, format, demand, args)
     }
 
@@ -203,7 +228,7 @@ pub fn apply_rope(config: &Config, args: &RopeArgs) -> Result<Config> {
     Ok(config.with_rope_scaling(&text, &path.display().to_string())?)
 }
 
-/// Every tensor must be there, be of the right shape and be read: one that is left over belongs to another mathematics.
+/// Every tensor must be there, be of the right shape, be stored as config.json says and be read: one that is left over belongs to another mathematics.
 pub fn check_tensors(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
     let found = checkpoint.names().filter_map(|name| Some((name, checkpoint.get(name)?.shape)));
     let TensorReport { missing, extra, misshapen } = compare_tensors(config, found);
@@ -212,9 +237,11 @@ pub fn check_tensors(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
         [first, rest @ ..] => format!("{first} and {} more", rest.len()),
         [] => String::new(),
     };
+    let file_of =
+        |name: &str| checkpoint.get(name).map_or(String::new(), |info| format!("{}: ", info.file.display()));
     let (message, hint) = if let Some((name, expected, got)) = misshapen.first() {
         (
-            format!("{name} has shape {got:?}, but config.json calls for {expected:?}"),
+            format!("{}{name} has shape {got:?}, but config.json calls for {expected:?}", file_of(name)),
             "config.json and the weights belong to different models",
         )
     } else if !missing.is_empty() {
@@ -228,7 +255,7 @@ pub fn check_tensors(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
             "config.json may name the wrong architecture; running without these tensors would compute something else",
         )
     } else {
-        return Ok(());
+        return Ok(check_stored(checkpoint, config)?);
     };
     let dir = checkpoint.dir().display();
     Err(failure(message, format_args!("{hint}; `kanana inspect {dir}` lists every difference")))

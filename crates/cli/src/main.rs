@@ -24,7 +24,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
-use commands::{bench, chat, completions, convert, generate, inspect, pull, score, tokenize};
+use commands::{bench, chat, completions, convert, generate, inspect, pull, quantize, score, tokenize};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -43,6 +43,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Perplexity(args) => score::perplexity(args)?,
         Command::Compare(args) => score::compare(args)?,
         Command::Convert(args) => convert::run(args)?,
+        Command::Quantize(args) => quantize::run(args)?,
         Command::Completions(args) => completions::run(args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -40,6 +40,12 @@ impl Progress {
         Self::new(parameters, "converting", "{msg} {wide_bar:.cyan/dim} {percent:>3} %  {left}")
     }
 
+    /// Of quantising so many bytes.
+    pub fn of_quantising(bytes: u64) -> Self {
+        let template = "{msg} {wide_bar:.cyan/dim} {percent:>3} %  {binary_bytes_per_sec}  {left}";
+        Self::new(bytes, "quantising", template)
+    }
+
     /// Of scoring so many windows of a text.
     pub fn of_windows(windows: u64) -> Self {
         Self::new(windows, "windows", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")

@@ -124,7 +124,7 @@ fn every_shell_gets_completions() {
 #[test]
 fn help_goes_to_standard_output() {
     assert!(run(&["--help"]).text().contains("kanana chat --model"));
-    for command in ["chat", "generate", "inspect", "tokenize", "pull", "bench", "completions"] {
+    for command in ["chat", "generate", "inspect", "tokenize", "pull", "bench", "quantize", "completions"] {
         assert!(run(&[command, "--help"]).text().contains("Examples:"), "{command}");
     }
 }

@@ -47,6 +47,33 @@ fn a_model_is_itself_and_nearly_so_in_fewer_bits() {
 }
 
 #[test]
+fn every_kind_of_model_stands_on_either_side() {
+    let checkpoint = Checkpoint::new();
+    let path = |name: &str| checkpoint.file(name).to_str().unwrap().to_owned();
+    let (folder, stored, file) = (path(""), path("stored"), path("q8_0.gguf"));
+    run(&["quantize", &folder, &stored, "--dtype", "q8"], "").text();
+    run(&["convert", &folder, &file, "--dtype", "q8_0"], "").text();
+    for (a, b) in [(&folder, &stored), (&stored, &file), (&file, &folder), (&stored, &folder)] {
+        let found = run(&["compare", a, b, "--file", "-", "--json"], TEXT).json();
+        let number = |key: &str| found[key].as_f64().unwrap();
+        assert!(0.0 < number("kl_mean") && number("kl_mean") < 1e-3, "{a} {b}: {found}");
+        assert!(number("kl_mean") <= number("kl_p99_9"), "{a} {b}: {found}");
+        assert!(number("top1_agreement") > 0.9, "{a} {b}: {found}");
+        assert!((number("perplexity_ratio") - 1.0).abs() < 0.01, "{a} {b}: {found}");
+        let shown = run(&["compare", a, b, "--file", "-"], TEXT);
+        for row in ["KL, mean", "KL, 99.9th percentile", "same likeliest token", "perplexity of B", "ratio"] {
+            assert!(shown.text().contains(row), "{row:?} is not in:\n{}", shown.stdout);
+        }
+    }
+    let itself = run(&["compare", &folder, &stored, "--dtype", "q8", "--file", "-", "--json"], TEXT).json();
+    assert_eq!((itself["kl_mean"].as_f64(), itself["kl_p99_9"].as_f64()), (Some(0.0), Some(0.0)));
+    for model in [&stored, &file] {
+        let scored = run(&["perplexity", "--model", model, "--file", "-", "--json"], TEXT).json();
+        assert_eq!(scored["tokens"].as_u64(), Some(TEXT.len() as u64), "{model}");
+    }
+}
+
+#[test]
 fn what_cannot_be_scored_is_refused() {
     let checkpoint = Checkpoint::new();
     let path = checkpoint.path().to_str().unwrap();

@@ -11,7 +11,7 @@ use crate::runtime::Isa;
 use crate::runtime::Machine;
 use crate::runtime::memory::advise_huge_pages;
 use crate::runtime::threads::Threads;
-use crate::{Format, Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{Format, Kernels, KeyValues, Packed, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
 /// How a [`Cpu`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,6 +84,9 @@ impl Kernels for Cpu {
     }
     fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
         linear::pack::pack(&self.threads, self.isa, matrix, format)
+    }
+    fn adopt(&self, packed: &Packed) -> Result<Weight> {
+        linear::packed::adopt(&self.threads, packed)
     }
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
         embedding::cpu::embedding(self.machine(), ids, table)

@@ -1,5 +1,7 @@
 use kanana_tensor::{DType, TensorError};
 
+use crate::Format;
+
 /// The result of an op.
 pub type Result<T> = std::result::Result<T, KernelError>;
 
@@ -45,6 +47,14 @@ pub enum KernelError {
     ForeignWeight {
         /// The op.
         op: &'static str,
+    },
+    /// Bytes of codes were promised for a format that has none.
+    #[error("{op}: {format} is not quantised, expected q8 or q4")]
+    NotQuantised {
+        /// The op.
+        op: &'static str,
+        /// What was given.
+        format: Format,
     },
     /// The storage of a tensor was not as the op needs it.
     #[error("{op}: {source}")]

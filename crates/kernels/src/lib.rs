@@ -16,6 +16,7 @@ pub use cpu::{Cpu, CpuOptions};
 pub use error::{KernelError, Result};
 pub use ops::attention::{KeyValues, KvFormat, Spans};
 pub use ops::experts::Expert;
+pub use ops::linear::packed::Packed;
 pub use ops::linear::{Format, Weight};
 pub use ops::rope::RopeTable;
 pub use ops::route::{Gate, RouterOptions, Routing};

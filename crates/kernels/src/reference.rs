@@ -5,7 +5,7 @@ use kanana_tensor::{DType, Device, Tensor};
 use crate::ops::{
     attention, check, elementwise, embedding, experts, linear, log_sum_exp, rms_norm, rope, route, rows,
 };
-use crate::{Format, Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{Format, Kernels, KeyValues, Packed, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
 /// Naive f32 implementation of the vocabulary.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +26,9 @@ impl Kernels for Reference {
     }
     fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
         linear::reference::pack(matrix, format)
+    }
+    fn adopt(&self, packed: &Packed) -> Result<Weight> {
+        linear::packed::adopt_as_rows(packed)
     }
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
         embedding::reference::embedding(ids, table)

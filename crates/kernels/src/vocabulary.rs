@@ -12,7 +12,9 @@
 use kanana_tensor::{DType, Device, Tensor};
 
 use crate::ops::{attention, experts};
-use crate::{Expert, Format, KeyValues, KvFormat, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{
+    Expert, Format, KeyValues, KvFormat, Packed, Result, RopeTable, RouterOptions, Routing, Spans, Weight,
+};
 
 /// The operations a transformer is made of, on one machine.
 pub trait Kernels: Send + Sync {
@@ -36,6 +38,13 @@ pub trait Kernels: Send + Sync {
     /// Shapes: `matrix [N, K]`, f32, f16 or bf16: `N` outputs of `K` inputs, as checkpoints store it.
     /// Cost: reads the source once; the source may be freed afterwards.
     fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight>;
+
+    /// Takes a quantised matrix that was packed earlier, perhaps elsewhere: [`Weight::packed`] gives it. The weight is the
+    /// one that [`Kernels::pack`] made, bit for bit.
+    ///
+    /// Errors: panels of another shape than [`Packed::shape`], a format that is not quantised.
+    /// Cost: copies the bytes once; the source may be freed afterwards.
+    fn adopt(&self, packed: &Packed) -> Result<Weight>;
 
     // --------------------------------------------------------------------------------------------- plain ops
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
 
 use kanana_kernels::{
-    Cpu, Format, Gate, Kernels, KeyValues, Reference, Result, RopeTable, RouterOptions, Spans,
+    Cpu, Format, Gate, Kernels, KeyValues, Packed, Reference, Result, RopeTable, RouterOptions, Spans,
 };
 use kanana_tensor::{DType, Tensor};
 
@@ -95,6 +95,26 @@ fn block_tables_are_checked() {
 fn a_weight_of_another_implementation_is_refused() {
     let (foreign, cpu) = (Reference.pack(&f32s(&[2, 2]), Format::F32).unwrap(), Cpu::default());
     assert!(cpu.linear(&f32s(&[1, 2]), &foreign).unwrap_err().to_string().contains("pack it with"));
+}
+
+#[test]
+fn packed_bytes_are_checked() {
+    let attempt = |format: Format, [n, k]: [usize; 2], panels: Tensor, expected: &str| {
+        let packed = Packed { format, out_features: n, in_features: k, panels };
+        check(expected, |kernels| kernels.adopt(&packed));
+    };
+    let [panels, bytes] = Packed::shape(Format::Q4, 17, 70).unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::U8);
+    attempt(Format::BF16, [17, 70], zeros(&[panels, bytes]), "adopt: bf16 is not quantised");
+    attempt(Format::Q4, [17, 70], f32s(&[panels, bytes]), "adopt: panels is f32, expected u8");
+    let expected = format!("adopt: panels has shape [{panels}, {}], expected [{panels}, {bytes}]", bytes - 1);
+    attempt(Format::Q4, [17, 70], zeros(&[panels, bytes - 1]), &expected);
+    attempt(Format::Q8, [17, 70], zeros(&[panels, bytes]), "adopt: panels has shape");
+    attempt(Format::Q4, [33, 70], zeros(&[panels, bytes]), "adopt: panels has shape");
+    attempt(Format::Q4, [17, 70], zeros(&[panels * bytes]), "adopt: panels has shape");
+    for huge in [[17, usize::MAX], [usize::MAX, 70], [usize::MAX, usize::MAX]] {
+        attempt(Format::Q8, huge, zeros(&[0]), "adopt: panels has shape");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use kanana_kernels::KernelError;
+use kanana_kernels::{Format, KernelError};
 use kanana_tensor::TensorError;
 
 /// The result of an operation on a model.
@@ -89,6 +89,42 @@ pub enum ModelError {
         /// Its dtype.
         got: kanana_tensor::DType,
     },
+    /// A matrix is quantised otherwise than the configuration says.
+    #[error("{}: the tensor `{tensor}` is stored as {got}, expected {expected}", file.display())]
+    StoredFormat {
+        /// Its name.
+        tensor: String,
+        /// The file.
+        file: PathBuf,
+        /// The formats that would be read.
+        expected: String,
+        /// The format or dtype it has.
+        got: String,
+    },
+    /// Quantising what is quantised would lose twice.
+    #[error("the tensor `{tensor}` is stored as {from} and was asked for as {to}")]
+    Requantised {
+        /// Its name.
+        tensor: String,
+        /// The format it has.
+        from: Format,
+        /// The format asked for.
+        to: Format,
+    },
+    /// A packed matrix has other bytes than its shape calls for.
+    #[error("{}: the tensor `{tensor}` ({matrix}) has bytes of shape {got:?}, expected {expected:?}", file.display())]
+    PackedShape {
+        /// Its name.
+        tensor: String,
+        /// The file.
+        file: PathBuf,
+        /// What it stands for.
+        matrix: String,
+        /// Panels, and the bytes of one.
+        expected: [usize; 2],
+        /// The shape in the file.
+        got: Vec<usize>,
+    },
     /// The checkpoint could not be read.
     #[error(transparent)]
     Checkpoint(#[from] kanana_checkpoint::CheckpointError),
@@ -115,6 +151,14 @@ impl ModelError {
             Self::MissingTensor { .. } | Self::ShapeMismatch { .. } => Some(
                 "`kanana inspect` lists every missing, extra and misshapen tensor; weights and config.json may come \
                  from different models"
+                    .to_owned(),
+            ),
+            Self::Requantised { from, .. } => {
+                Some(format!("load it in {from}, or load the model that it was quantised from"))
+            }
+            Self::StoredFormat { .. } | Self::PackedShape { .. } => Some(
+                "config.json and the weights may come from different models, or from another version of this program: \
+                 quantise the original again with `kanana quantize`"
                     .to_owned(),
             ),
             _ => None,

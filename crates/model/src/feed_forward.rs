@@ -87,13 +87,13 @@ impl MixtureOfExperts {
             Some(shared_f) => Some(Shared {
                 expert: expert(format!("{block}.shared_expert"), shared_f)?,
                 gate: match mixture.shared_expert_gated {
-                    true => Some(loader.router(&format!("{block}.shared_expert_gate.weight"), [1, d])?),
+                    true => Some(loader.matrix(&format!("{block}.shared_expert_gate.weight"), [1, d])?),
                     false => None,
                 },
             }),
         };
         Ok(MixtureOfExperts {
-            gate: loader.router(&format!("{block}.gate.weight"), [mixture.num_experts, d])?,
+            gate: loader.matrix(&format!("{block}.gate.weight"), [mixture.num_experts, d])?,
             experts: (0..mixture.num_experts)
                 .map(|x| expert(format!("{block}.experts.{x}"), f))
                 .collect::<Result<_>>()?,

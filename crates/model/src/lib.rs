@@ -19,6 +19,7 @@ mod load;
 mod names;
 mod presets;
 mod rope;
+mod stored;
 mod transformer;
 
 pub use batch::Batch;
@@ -26,7 +27,8 @@ pub use config::{Config, Family, GenerationDefaults, Mixture, RopeScaling};
 pub use error::{ModelError, Result};
 pub use kv_cache::KvCache;
 pub use load::LoadOptions;
-pub use names::{TensorReport, compare_tensors, expected_tensors};
+pub use names::{TensorReport, compare_tensors, expected_tensors, weight_format};
 pub use presets::{Evidence, Preset, preset, presets};
 pub use rope::{inverse_frequencies, rope_table};
+pub use stored::{check_stored, numbers};
 pub use transformer::Transformer;

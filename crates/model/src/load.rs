@@ -3,16 +3,16 @@
 use std::cell::Cell;
 
 use kanana_checkpoint::Checkpoint;
-use kanana_kernels::{Format, Kernels, Weight};
+use kanana_kernels::{Format, Kernels, Packed, Weight};
 use kanana_tensor::{DType, Tensor, bf16};
 
 use crate::linear::Linear;
-use crate::{ModelError, Result};
+use crate::{ModelError, Result, stored, weight_format};
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// How weights are stored; the embedding and the output matrix as [`Format::of_embedding`] says. Also decides
+    /// How weights are stored, each as [`weight_format`] says; that of the checkpoint where it is quantised. Also decides
     /// what keys and values are rounded to, unless [`crate::Transformer::with_kv_format`] does.
     pub format: Format,
     /// Positions the rotary table covers: the longest sequence that will be run, in tokens.
@@ -23,6 +23,10 @@ pub struct LoadOptions {
 pub(crate) trait Source {
     /// The tensor of that name, which must have that shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
+    /// The matrix of that name as it was packed; none where it is stored as numbers.
+    fn packed(&self, _name: &str) -> Result<Option<Packed>> {
+        Ok(None)
+    }
     /// Says that the tensor has been copied and its pages may go.
     fn release(&self, name: &str);
 }
@@ -41,6 +45,10 @@ impl Source for Checkpoint {
             DType::F32 | DType::F16 | DType::BF16 => Ok(tensor),
             got => Err(ModelError::WeightDType { tensor: name.to_owned(), got }),
         }
+    }
+
+    fn packed(&self, name: &str) -> Result<Option<Packed>> {
+        stored::packed(self, name)
     }
 
     fn release(&self, name: &str) {
@@ -114,24 +122,25 @@ impl<'a> Loader<'a> {
         self.kernels
     }
 
-    /// A matrix in the layout of the machine.
+    /// A matrix in the layout of the machine, as it was packed before or quantised now.
     pub(crate) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        self.matrix_as(name, shape, self.format)
-    }
-
-    /// The embedding, or the output matrix.
-    pub(crate) fn embedding(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        self.matrix_as(name, shape, self.format.of_embedding())
-    }
-
-    /// A router: a millionth of the weights, and a wrong choice of experts costs more than its bytes.
-    pub(crate) fn router(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        let format = if self.format.is_quantised() { Format::BF16 } else { self.format };
-        self.matrix_as(name, shape, format)
-    }
-
-    fn matrix_as(&self, name: &str, shape: [usize; 2], format: Format) -> Result<Weight> {
-        let weight = self.kernels.pack(&self.source.tensor(name, &shape)?, format)?;
+        let format = weight_format(name, self.format);
+        let weight = match self.source.packed(name)? {
+            None => self.kernels.pack(&self.source.tensor(name, &shape)?, format)?,
+            Some(packed) if packed.format != format => {
+                return Err(ModelError::Requantised {
+                    tensor: name.to_owned(),
+                    from: packed.format,
+                    to: format,
+                });
+            }
+            Some(packed) if [packed.out_features, packed.in_features] != shape => {
+                let got = vec![packed.out_features, packed.in_features];
+                let (tensor, expected) = (name.to_owned(), shape.to_vec());
+                return Err(ModelError::ShapeMismatch { tensor, expected, got });
+            }
+            Some(packed) => self.kernels.adopt(&packed)?,
+        };
         self.done(name, shape.iter().product());
         Ok(weight)
     }

@@ -5,6 +5,8 @@
 //!
 //! Shapes: D hidden, N query heads, K kv heads, H head_dim, F ffn, V vocabulary, X experts.
 
+use kanana_kernels::Format;
+
 use crate::{Config, Family, Mixture};
 
 /// How a checkpoint differs from what its configuration calls for.
@@ -68,6 +70,16 @@ pub fn compare_tensors<'a>(
     };
     report.extra = found.into_keys().filter(|name| !is_spare(name)).map(str::to_owned).collect();
     report
+}
+
+/// The format of the matrix of this name in a model of `format`, whether it is quantised before or while it is loaded.
+pub fn weight_format(name: &str, format: Format) -> Format {
+    match name.rsplit('.').nth(1) {
+        Some("embed_tokens" | "lm_head") => format.of_embedding(),
+        // A router: a millionth of the weights, and a wrong choice of experts costs more than its bytes.
+        Some("gate" | "shared_expert_gate") if format.is_quantised() => Format::BF16,
+        _ => format,
+    }
 }
 
 struct List(Vec<(String, Vec<usize>)>);
@@ -142,6 +154,23 @@ mod tests {
             "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 5, "mlp_only_layers": [0],
             "shared_expert_intermediate_size": 7}"#;
         Config::from_json_str(text, "config.json").unwrap()
+    }
+
+    #[test]
+    fn embeddings_and_routers_get_more_bits() {
+        let check = |name: &str, expected: [Format; 4]| {
+            assert_eq!(Format::ALL.map(|format| weight_format(name, format)), expected, "{name}");
+        };
+        let [f32, bf16, q8, q4] = Format::ALL;
+        check("model.layers.3.self_attn.q_proj.weight", [f32, bf16, q8, q4]);
+        check("model.layers.3.mlp.gate_proj.weight", [f32, bf16, q8, q4]);
+        check("model.layers.3.block_sparse_moe.experts.2.w1.weight", [f32, bf16, q8, q4]);
+        for embedding in ["model.embed_tokens.weight", "lm_head.weight"] {
+            check(embedding, [f32, bf16, q8, q8]);
+        }
+        for router in ["block_sparse_moe.gate", "mlp.gate", "mlp.shared_expert_gate"] {
+            check(&format!("model.layers.0.{router}.weight"), [f32, bf16, bf16, bf16]);
+        }
     }
 
     #[track_caller]

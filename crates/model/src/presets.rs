@@ -157,6 +157,7 @@ fn nano() -> Config {
         bos_token_id: Some(128_000),
         eos_token_ids: vec![128_009],
         torch_dtype: Some(DType::BF16),
+        quantization: None,
     }
 }
 

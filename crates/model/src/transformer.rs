@@ -34,7 +34,7 @@ struct Layer {
 impl Transformer {
     /// Loads a checkpoint. `progress` is called with the parameters loaded so far.
     ///
-    /// Errors: a tensor that is missing, misshapen or not of a floating dtype.
+    /// Errors: a tensor that is missing, misshapen, not of a floating dtype, or quantised in another format.
     pub fn load_with_progress(
         checkpoint: &Checkpoint,
         config: &Config,
@@ -70,14 +70,14 @@ impl Transformer {
         };
         Ok(Transformer {
             config: config.clone(),
-            embed_tokens: loader.embedding("model.embed_tokens.weight", [config.vocab_size, d])?,
+            embed_tokens: loader.matrix("model.embed_tokens.weight", [config.vocab_size, d])?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::load(loader, config, i))
                 .collect::<Result<_>>()?,
             norm: loader.vector("model.norm.weight", d)?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(loader.embedding("lm_head.weight", [config.vocab_size, d])?),
+                false => Some(loader.matrix("lm_head.weight", [config.vocab_size, d])?),
             },
             rope: RopeTable { cos: upload(&cos)?, sin: upload(&sin)? },
             kv_format: options.format.kv_format(),

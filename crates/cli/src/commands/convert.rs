@@ -8,7 +8,8 @@ use kanana_checkpoint::gguf::{
     Export, GgufError, GgufFormat, Tokenizing, tokenizer_config_json, tokenizer_json,
 };
 use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
-use kanana_model::{Config, cost};
+use kanana_kernels::Cpu;
+use kanana_model::{Config, cost, numbers};
 use kanana_tensor::{DType, Tensor, bf16, f16};
 use serde_json::{Value, json};
 
@@ -18,7 +19,7 @@ use crate::progress::Progress;
 use crate::{load, output};
 
 /// The files of a folder are at most this large, as those of transformers are.
-const SHARD_BYTES: u64 = 5_000_000_000;
+pub(super) const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Convert a model between a folder of safetensors and a GGUF file, for llama.cpp or from it.
 #[derive(Args)]
@@ -28,8 +29,8 @@ Examples:
   kanana convert kakaocorp/kanana-1.5-2.1b-instruct-2505 model.gguf
   kanana convert model.gguf ./checkpoint --dtype bf16
 
-A tensor at a time is in memory. Tokenizer and chat template come along. From a quantised file the folder gets the
-numbers that the file stands for, rounded to bf16 unless --dtype says otherwise; quantising again is refused.")]
+A tensor at a time is in memory. Tokenizer and chat template come along. From a quantised source the folder gets the
+numbers that the source stands for, rounded to bf16 unless --dtype says otherwise; quantising again is refused.")]
 pub struct ConvertArgs {
     /// A checkpoint folder, a Hub id, or a GGUF file
     #[arg(value_name = "FOLDER|ID|FILE")]
@@ -100,10 +101,10 @@ impl Precision {
 }
 
 /// What is converted.
-struct Model {
+pub(super) struct Model {
     name: String,
-    checkpoint: Checkpoint,
-    config: Config,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) config: Config,
     /// The contents of tokenizer.json and tokenizer_config.json, with the chat template in the latter.
     tokenizer: Option<Value>,
     tokenizer_config: Value,
@@ -133,7 +134,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
 }
 
 impl Model {
-    fn open(source: &str) -> Result<Self> {
+    pub(super) fn open(source: &str) -> Result<Self> {
         let path = load::resolve(source)?;
         let checkpoint = Checkpoint::open(&path)?;
         let name = source.trim_end_matches('/').rsplit('/').next().unwrap_or(source).to_owned();
@@ -173,7 +174,8 @@ impl Model {
         match export.write(path, &mut |done| progress.set(done)) {
             Ok(()) => Ok(format.name().to_lowercase()),
             Err(error @ CheckpointError::Gguf { problem: GgufError::AlreadyQuantised { .. }, .. }) => {
-                let hint = "convert the folder or the bf16 file that this one was made from";
+                let hint = "convert the folder or the bf16 file that this one was made from; \
+                            a destination that is a folder gets the numbers that this one stands for";
                 Err(failure_of(error.into(), "the source is quantised", hint))
             }
             Err(error) => Err(error.into()),
@@ -193,9 +195,10 @@ impl Model {
             max_shard_bytes: Some(SHARD_BYTES),
         };
         let progress = Progress::of_converting(cost::parameters(&self.config).total);
+        let kernels = Cpu::default();
         let mut done = 0;
         let fetch = |name: &str| -> Result<Tensor> {
-            let tensor = cast(name, &checkpoint.tensor(name)?, dtype)?;
+            let tensor = cast(name, &numbers(checkpoint, &kernels, name)?, dtype)?;
             // A view of the file stays valid: its pages come back when they are written.
             checkpoint.release(name);
             done += tensor.len() as u64;
@@ -203,8 +206,14 @@ impl Model {
             Ok(tensor)
         };
         save(dir, &specs, fetch, &options)?;
-        let config = Config { torch_dtype: Some(dtype), ..self.config.clone() };
+        let config = Config { torch_dtype: Some(dtype), quantization: None, ..self.config.clone() };
         write_json(&dir.join("config.json"), &config.to_json())?;
+        self.write_text_files(dir)?;
+        Ok(dtype.name().to_owned())
+    }
+
+    /// Writes tokenizer, chat template and sampling defaults, as far as there are any.
+    pub(super) fn write_text_files(&self, dir: &Path) -> Result<()> {
         if let Some(tokenizer) = &self.tokenizer {
             write_json(&dir.join("tokenizer.json"), tokenizer)?;
             write_json(&dir.join("tokenizer_config.json"), &self.tokenizer_config)?;
@@ -212,11 +221,11 @@ impl Model {
         if let Some(generation) = &self.generation_config {
             write_json(&dir.join("generation_config.json"), generation)?;
         }
-        Ok(dtype.name().to_owned())
+        Ok(())
     }
 }
 
-/// The configuration that a GGUF file states.
+/// The tensor in another dtype.
 fn cast(name: &str, tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     if tensor.dtype() == dtype {
         return Ok(tensor.clone());
@@ -245,7 +254,7 @@ fn with_template(dir: &Path) -> Result<Value> {
     Ok(config)
 }
 
-fn read_json(path: &Path) -> Result<Option<Value>> {
+pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -259,7 +268,7 @@ fn read_json(path: &Path) -> Result<Option<Value>> {
     })
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     std::fs::write(path, format!("{value:#}\n")).with_context(|| format!("cannot write {}", path.display()))
 }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use kanana_checkpoint::Checkpoint;
 use kanana_kernels::{Format, KvFormat};
-use kanana_model::{Config, RopeScaling, TensorReport, compare_tensors, cost, presets};
+use kanana_model::{Config, RopeScaling, TensorReport, check_stored, compare_tensors, cost, presets};
 use serde_json::{Value, json};
 
 use crate::args::{OutputArgs, RopeArgs, positive};
@@ -50,13 +50,30 @@ struct Findings {
 
 /// What a folder's weights are like.
 enum Files {
-    Read { tensors: usize, bytes: u64, files: usize, dtypes: Vec<String>, report: TensorReport },
+    Read(Contents),
     Unreadable(String),
 }
 
 impl Files {
     fn are_sound(&self) -> bool {
-        matches!(self, Files::Read { report, .. } if report.is_loadable() && report.extra.is_empty())
+        matches!(self, Files::Read(contents) if contents.is_sound())
+    }
+}
+
+/// What files that could be read hold.
+struct Contents {
+    tensors: usize,
+    bytes: u64,
+    files: usize,
+    dtypes: Vec<String>,
+    report: TensorReport,
+    /// What is wrong with how the matrices are stored.
+    misstored: Option<String>,
+}
+
+impl Contents {
+    fn is_sound(&self) -> bool {
+        self.report.is_loadable() && self.report.extra.is_empty() && self.misstored.is_none()
     }
 }
 
@@ -104,13 +121,14 @@ fn examine_files(dir: &Path, config: &Config) -> Files {
     let mut dtypes: Vec<String> = found.iter().map(|(_, info)| info.dtype.to_string()).collect();
     dtypes.sort();
     dtypes.dedup();
-    Files::Read {
+    Files::Read(Contents {
         tensors: found.len(),
         bytes: checkpoint.total_bytes(),
         files: checkpoint.files().count(),
         dtypes,
         report: compare_tensors(config, found.iter().map(|(name, info)| (*name, info.shape))),
-    }
+        misstored: check_stored(&checkpoint, config).err().map(|error| error.to_string()),
+    })
 }
 
 impl Findings {
@@ -132,7 +150,7 @@ impl Findings {
             );
         }
         if let Some(files) = &self.files {
-            section("Files", files_text(files));
+            section("Files", files_text(files, &self.config));
         }
         text
     }
@@ -158,7 +176,7 @@ impl Findings {
             "flops_per_token": cost::flops_per_token(config, context),
             "memory": memory.collect::<serde_json::Map<_, _>>(),
             "tokenizer": self.tokenizer,
-            "files": self.files.as_ref().map(files_json),
+            "files": self.files.as_ref().map(|files| files_json(files, &self.config)),
         })
     }
 }
@@ -279,36 +297,43 @@ fn plural(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-fn files_text(files: &Files) -> String {
-    let (tensors, size, files, dtypes, report) = match files {
+fn files_text(files: &Files, config: &Config) -> String {
+    let contents = match files {
         Files::Unreadable(error) => return format!("  {error}\n"),
-        Files::Read { tensors, bytes, files, dtypes, report } => (tensors, *bytes, files, dtypes, report),
+        Files::Read(contents) => contents,
     };
+    let Contents { tensors, bytes: size, files, dtypes, report, misstored } = contents;
     let mut rows = vec![(
         "weights".to_string(),
-        format!("{tensors} tensors, {}, {}, {}", dtypes.join(", "), bytes(size), plural(*files, "file")),
+        format!("{tensors} tensors, {}, {}, {}", dtypes.join(", "), bytes(*size), plural(*files, "file")),
     )];
+    if let Some(format) = config.quantization {
+        let bits = 8.0 * *size as f64 / cost::parameters(config).total as f64;
+        rows.push(("quantised".to_string(), format!("{format}, {bits:.2} bits a weight in all")));
+    }
+    rows.extend(misstored.iter().map(|error| ("broken".to_string(), error.clone())));
     rows.extend(report.missing.iter().map(|name| ("missing".to_string(), name.clone())));
     rows.extend(report.extra.iter().map(|name| ("extra".to_string(), format!("{name} (nothing reads it)"))));
     rows.extend(report.misshapen.iter().map(|(name, expected, got)| {
         ("misshapen".to_string(), format!("{name} is {got:?}, config.json calls for {expected:?}"))
     }));
-    if rows.len() == 1 {
+    if contents.is_sound() {
         rows.push(("tensors".to_string(), "all there, none extra, all of the right shape".to_string()));
     }
     pairs(rows)
 }
 
-fn files_json(files: &Files) -> Value {
+fn files_json(files: &Files, config: &Config) -> Value {
     match files {
         Files::Unreadable(error) => json!({"error": error}),
-        Files::Read { tensors, bytes, files, dtypes, report } => {
+        Files::Read(Contents { tensors, bytes, files, dtypes, report, misstored }) => {
             let misshapen = report
                 .misshapen
                 .iter()
                 .map(|(name, expected, got)| json!({"name": name, "expected": expected, "got": got}));
             json!({"tensors": tensors, "bytes": bytes, "files": files, "dtypes": dtypes, "missing": report.missing,
-                   "extra": report.extra, "misshapen": misshapen.collect::<Vec<_>>()})
+                   "extra": report.extra, "misshapen": misshapen.collect::<Vec<_>>(),
+                   "quantised": config.quantization.map(Format::name), "misstored": misstored})
         }
     }
 }

@@ -7,5 +7,6 @@ pub mod convert;
 pub mod generate;
 pub mod inspect;
 pub mod pull;
+pub mod quantize;
 pub mod score;
 pub mod tokenize;

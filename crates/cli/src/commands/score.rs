@@ -165,7 +165,7 @@ fn load(
     args: &MachineArgs,
 ) -> Result<Transformer> {
     let demand = Demand { context: length, least: length, sequences: 1, positions: length };
-    let budget = budget::plan(&source.config, dtype.resolve(source.stored_dtype()), demand, &args.memory)?;
+    let budget = budget::plan(&source.config, source.format(dtype)?, demand, &args.memory)?;
     source.load(kernels, &budget)
 }
 

@@ -50,6 +50,13 @@ pub fn select(id: &ModelId, files: &[String], include: &[String]) -> Result<Vec<
     Ok(wanted)
 }
 
+/// Whether a file of a model belongs to its weights and configuration wherever they go: tokenizer, chat template, sampling
+/// defaults, model card, licence.
+pub fn is_companion(name: &str) -> bool {
+    let is_weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    !is_weights && name != "config.json" && DEFAULT.iter().any(|pattern| matches(pattern, name))
+}
+
 /// Whether a name matches a pattern in which `*` is any text, slashes included, and `?` any character.
 fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
@@ -107,6 +114,20 @@ mod tests {
         check(&files, &["*.png", "on*"], Ok(&["onnx/model.safetensors", "image.png"]));
         check(&files, &["*.bin"], Err("none of the 10 files"));
         check(&["config.json", "pytorch_model.bin"], &[], Err("pickles only (pytorch_model.bin)"));
+    }
+
+    #[test]
+    fn companions_are_neither_weights_nor_configuration() {
+        for name in
+            ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "generation_config.json", "LICENSE"]
+        {
+            assert!(is_companion(name), "{name}");
+        }
+        for name in
+            ["config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "x.py"]
+        {
+            assert!(!is_companion(name), "{name}");
+        }
     }
 
     #[test]

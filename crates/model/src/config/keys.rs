@@ -116,11 +116,6 @@ const NEUTRAL: &[(&str, Neutral, &str)] = &[
     ("pretraining_tp", Neutral::Number(1.0), "sliced matrix products are not implemented"),
     ("pruned_heads", Neutral::Empty, "all layers have the same heads"),
     ("qk_norm", Neutral::False, "norms on queries and keys are read from qwen3 and qwen3_moe only"),
-    (
-        "quantization_config",
-        Neutral::Null,
-        "quantised checkpoints are not read yet: use the unquantised (bf16 or f32) checkpoint of this model",
-    ),
     ("residual_multiplier", Neutral::Number(1.0), "residuals are not scaled"),
     ("rope_interleaved", Neutral::False, "halves are rotated, not pairs"),
     ("sliding_window", Neutral::Null, "attention windows are not implemented"),

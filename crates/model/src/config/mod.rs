@@ -8,6 +8,7 @@
 mod generation;
 mod json;
 mod keys;
+mod quantization;
 mod read;
 mod rope_scaling;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use std::path::Path;
 
 pub use generation::GenerationDefaults;
 use json::Fields;
+use kanana_kernels::Format;
 use kanana_tensor::DType;
 pub use rope_scaling::RopeScaling;
 
@@ -115,6 +117,8 @@ pub struct Config {
     pub eos_token_ids: Vec<u32>,
     /// The dtype the weights were saved in, if the file says.
     pub torch_dtype: Option<DType>,
+    /// `quantization_config`: the matrices are stored in this format, each as [`crate::weight_format`] says.
+    pub quantization: Option<Format>,
 }
 
 /// The options of the mixture-of-experts layers.

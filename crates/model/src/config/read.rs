@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::json::Fields;
 use super::validate::limits;
-use super::{Config, Family, Mixture, RopeScaling, keys};
+use super::{Config, Family, Mixture, RopeScaling, keys, quantization};
 use crate::Result;
 
 /// What transformers assumes when a key is absent.
@@ -76,6 +76,7 @@ pub(super) fn config(mut fields: Fields<'_>) -> Result<Config> {
         bos_token_id,
         eos_token_ids,
         torch_dtype: dtype(&mut fields)?,
+        quantization: quantization::read(&mut fields)?,
     };
     keys::check_the_rest(&mut fields)?;
     config.validate(fields.file)?;

@@ -3,7 +3,7 @@
 use kanana_tensor::DType;
 use serde_json::{Map, Value, json};
 
-use super::{Config, Family};
+use super::{Config, Family, quantization};
 
 impl Config {
     /// The object to write as config.json: no key is left to a default that changes the mathematics.
@@ -47,6 +47,10 @@ impl Config {
                 set("qkv_bias", self.attention_bias.into());
             }
             Family::Mixtral => {}
+        }
+        if let Some(format) = self.quantization {
+            let (key, object) = quantization::write(format);
+            set(key, object);
         }
         if let Some(mixture) = &self.mixture {
             let experts = if self.family == Family::Mixtral { "num_local_experts" } else { "num_experts" };

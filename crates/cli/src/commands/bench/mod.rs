@@ -10,11 +10,10 @@ use clap::Args;
 use kanana_kernels::runtime::limits;
 use kanana_kernels::{Cpu, CpuOptions, Format, Kernels};
 use kanana_model::{Config, LoadOptions, Preset, Transformer, preset};
-use kanana_tensor::DType;
 
 use self::measure::{Case, Figures, Setup, measure};
 use self::report::{Report, Run};
-use crate::args::{MemoryArgs, OutputArgs, RopeArgs, available_threads, positive, thread_count};
+use crate::args::{DTypeChoice, MemoryArgs, OutputArgs, RopeArgs, available_threads, positive, thread_count};
 use crate::budget::{self, Budget, Demand};
 use crate::load::{self, Source};
 use crate::{memory, output};
@@ -113,10 +112,10 @@ impl Subject {
         }
     }
 
-    fn stored_dtype(&self) -> Option<DType> {
+    fn format(&self, dtype: DTypeChoice) -> Result<Format> {
         match self {
-            Subject::Checkpoint(source) => source.stored_dtype(),
-            Subject::Random(preset) => preset.config.torch_dtype,
+            Subject::Checkpoint(source) => source.format(dtype),
+            Subject::Random(preset) => Ok(dtype.resolve(preset.config.torch_dtype)),
         }
     }
 
@@ -134,7 +133,7 @@ impl Subject {
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let subject = Subject::open(args)?;
-    let format = args.memory.dtype.resolve(subject.stored_dtype());
+    let format = subject.format(args.memory.dtype)?;
     let threads = if args.threads.is_empty() { vec![available_threads()] } else { args.threads.clone() };
     let cases = cases(args);
     let budget = plan(subject.config(), format, &cases, &args.memory)?;

@@ -6,6 +6,7 @@ pub(crate) mod amx;
 pub(crate) mod bf16_dot;
 pub(crate) mod cpu;
 pub(crate) mod pack;
+pub(crate) mod packed;
 pub(crate) mod quant;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod quant_amx;

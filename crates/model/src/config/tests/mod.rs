@@ -203,16 +203,35 @@ fn what_is_not_understood_is_refused() {
 }
 
 #[test]
+fn a_stored_format_is_read_strictly() {
+    let object = json!({"quant_method": "kanana", "format": "q4", "version": 1});
+    let quantised = llama(json!({"quantization_config": object}));
+    assert_eq!(quantised.quantization, Some(kanana_kernels::Format::Q4));
+    assert_eq!(quantised.to_json()["quantization_config"], object);
+    assert_eq!(llama(json!({"quantization_config": null})).quantization, None);
+    for (key, value, reason) in [
+        ("quant_method", json!("awq"), "use the unquantised (bf16 or f32) checkpoint"),
+        ("quant_method", json!(null), "use the unquantised (bf16 or f32) checkpoint"),
+        ("format", json!("bf16"), "\"q8\" or \"q4\""),
+        ("format", json!(null), "\"q8\" or \"q4\""),
+        ("version", json!(2), "expected 1, the layout"),
+        ("version", json!("1"), "expected 1, the layout"),
+        ("version", json!(null), "expected 1, the layout"),
+        ("bits", json!(4), "not understood"),
+    ] {
+        let mut changed = object.clone();
+        changed[key] = value;
+        check_llama_error(json!({"quantization_config": changed}), reason);
+        check_llama_error(json!({"quantization_config": changed}), &format!("`quantization_config.{key}`"));
+    }
+    check_llama_error(json!({"quantization_config": "q4"}), "an object or null");
+}
+
+#[test]
 fn keys_that_change_the_mathematics_are_refused_unless_neutral() {
     for (key, neutral, harmful, reason) in [
         ("pretraining_tp", json!(1), json!(2), "sliced matrix products"),
         ("partial_rotary_factor", json!(1.0), json!(0.5), "every dimension of a head is rotated"),
-        (
-            "quantization_config",
-            json!(null),
-            json!({"quant_method": "awq"}),
-            "quantised checkpoints are not read yet",
-        ),
         ("sliding_window", json!(null), json!(4096), "attention windows"),
         ("use_sliding_window", json!(false), json!(true), "attention windows"),
         ("attn_logit_softcapping", json!(null), json!(50.0), "soft-capping"),
