@@ -18,6 +18,7 @@ mod linear;
 mod load;
 mod names;
 mod presets;
+mod random;
 mod rope;
 mod transformer;
 
@@ -28,5 +29,6 @@ pub use kv_cache::KvCache;
 pub use load::LoadOptions;
 pub use names::{TensorReport, compare_tensors, expected_tensors};
 pub use presets::{Evidence, Preset, preset, presets};
+pub use random::random_tensor;
 pub use rope::{inverse_frequencies, rope_table};
 pub use transformer::Transformer;

@@ -1,5 +1,7 @@
 //! The machine's measured limits: what a kernel's speed is a share of.
 
+mod products;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -12,6 +14,96 @@ use crate::Format;
 
 /// Rounds of a measurement; the best one counts, because other work on the machine can only take away.
 const ROUNDS: usize = 5;
+
+/// What multiplies and adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Vectors of f32: multiply-add.
+    F32Vectors,
+    /// Vectors of bf16 pairs, summed in f32: `vdpbf16ps` (AVX512_BF16).
+    Bf16Vectors,
+    /// Vectors of four bytes to a lane, summed in i32: `vpdpbusd` (VNNI), or what stands for it in smaller instruction sets.
+    Int8Vectors,
+    /// Tiles of bf16 pairs, summed in f32: `tdpbf16ps` (AMX).
+    Bf16Tiles,
+    /// Tiles of bytes, summed in i32: `tdpbusd` (AMX).
+    Int8Tiles,
+}
+
+impl Unit {
+    /// Those of an instruction set, on this processor.
+    pub fn available(isa: Isa) -> Vec<Unit> {
+        let mut units = vec![Unit::F32Vectors];
+        if has_bf16_vectors(isa) {
+            units.push(Unit::Bf16Vectors);
+        }
+        units.push(Unit::Int8Vectors);
+        if isa == Isa::Amx {
+            units.extend([Unit::Bf16Tiles, Unit::Int8Tiles]);
+        }
+        units
+    }
+
+    /// The one that multiplies inputs with weights of a format.
+    pub fn of(isa: Isa, format: Format) -> Unit {
+        match format {
+            Format::F32 => Unit::F32Vectors,
+            Format::BF16 if isa == Isa::Amx => Unit::Bf16Tiles,
+            Format::BF16 => Unit::F32Vectors,
+            Format::Q8 | Format::Q4 if isa == Isa::Amx => Unit::Int8Tiles,
+            Format::Q8 | Format::Q4 => Unit::Int8Vectors,
+        }
+    }
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unit::F32Vectors => "f32 vectors",
+            Unit::Bf16Vectors => "bf16 vectors",
+            Unit::Int8Vectors => "int8 vectors",
+            Unit::Bf16Tiles => "bf16 tiles",
+            Unit::Int8Tiles => "int8 tiles",
+        }
+    }
+}
+
+fn has_bf16_vectors(isa: Isa) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// The most that a unit does. Units: operations per second, two per multiply-add.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Peak {
+    /// On numbers that stay in registers.
+    pub registers: f64,
+    /// With one vector or tile for every product loaded from the first-level cache.
+    pub loads: f64,
+}
+
+impl Peak {
+    /// The higher of each.
+    pub fn max(self, other: Peak) -> Peak {
+        Peak { registers: self.registers.max(other.registers), loads: self.loads.max(other.loads) }
+    }
+}
+
+/// Measures a unit of an instruction set that this processor has, on `threads` threads.
+///
+/// Cost: some tenths of a second.
+pub fn peak(threads: usize, isa: Isa, unit: Unit) -> Peak {
+    let pool = Threads::new(threads);
+    let rate = |loads: bool| {
+        best(|| {
+            let work = products::Work { isa, unit, loads };
+            pool.run(threads, &|_| work.run());
+            threads as f64 * work.operations()
+        })
+    };
+    Peak { registers: rate(false), loads: rate(true) }
+}
 
 /// Sequential read bandwidth of `threads` threads over a buffer of `bytes` (made larger than any cache by the caller).
 ///
@@ -32,29 +124,6 @@ pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
             black_box(dispatch(isa, Sum(&data[i * part..][..part])));
         });
         (parts * part * 4) as f64
-    })
-}
-
-/// Rate at which `threads` threads multiply and add numbers that are at hand: f32 in vector registers, or bf16 tiles from
-/// the first-level cache where there is a matrix unit, for all other weights; quantised ones, too, are compared with it.
-///
-/// Units: FLOP per second, two per multiply-add.
-pub fn arithmetic_peak(threads: usize, format: Format) -> f64 {
-    let pool = Threads::new(threads);
-    let isa = Isa::best();
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx && format != Format::F32 {
-        return best(|| {
-            pool.run(threads, &|_| crate::ops::linear::amx::multiply_at_hand(MATRIX_STEPS));
-            (threads * MATRIX_STEPS * crate::ops::linear::amx::STEP_FLOPS) as f64
-        });
-    }
-    let _ = format;
-    best(|| {
-        pool.run(threads, &|_| {
-            black_box(dispatch(isa, Fma));
-        });
-        (threads * FMA_STEPS * FMA_CHAINS * LANES * 2) as f64
     })
 }
 
@@ -90,25 +159,21 @@ impl Kernel for Sum<'_> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-const MATRIX_STEPS: usize = 200_000;
-const FMA_STEPS: usize = 4_000_000;
-const FMA_CHAINS: usize = 12;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-struct Fma;
-
-impl Kernel for Fma {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) -> f32 {
-        let mut sums = [L::splat(0.0); FMA_CHAINS];
-        let (a, b) = (L::splat(black_box(1.000_001)), L::splat(black_box(0.999_999)));
-        for _ in 0..FMA_STEPS {
-            for sum in &mut sums {
-                *sum = sum.fma(a, b);
+    #[test]
+    fn every_unit_has_a_rate_on_every_instruction_set() {
+        for isa in Isa::available() {
+            for unit in Unit::available(isa) {
+                let Peak { registers, loads } = peak(1, isa, unit);
+                let plausible = 1e7..1e15;
+                assert!(plausible.contains(&registers) && plausible.contains(&loads), "{isa:?} {unit:?}");
+            }
+            for format in Format::ALL {
+                assert!(Unit::available(isa).contains(&Unit::of(isa, format)), "{isa:?} {format}");
             }
         }
-        sums.into_iter().fold(L::splat(0.0), L::add).sum()
     }
 }
