@@ -332,7 +332,7 @@ fn spans(sequences: &[(usize, usize)], causal: bool) -> Spans {
 }
 
 fn implementations() -> Vec<(String, Cpu)> {
-    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
+    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx] {
         if !Isa::available().contains(&isa) {
             println!("skipped: no {}", isa.name());
         }
@@ -375,17 +375,23 @@ fn every_op_agrees_with_the_reference() {
     }
 }
 
-/// Threads, and AVX2 or AVX-512, change nothing: to the bit.
+/// Threads, and AVX2 or AVX-512 or AMX, change nothing: to the bit. `vdpbf16ps` has an order of its own, which threads do
+/// not change either.
 #[test]
 fn bits_do_not_depend_on_threads_or_vector_width() {
-    let fused: Vec<(String, Cpu)> =
-        implementations().into_iter().filter(|(_, cpu)| cpu.isa() != Isa::Portable).collect();
-    for case in cases(2) {
-        let mut bits = fused.iter().map(|(name, kernels)| {
+    let (own_order, fused): (Vec<_>, Vec<_>) = implementations()
+        .into_iter()
+        .filter(|(_, cpu)| cpu.isa() != Isa::Portable)
+        .partition(|(_, cpu)| cpu.isa() == Isa::Avx512Bf16);
+    if fused.is_empty() {
+        println!("skipped: no AVX2");
+    }
+    for (case, alike) in cases(2).iter().flat_map(|case| [(case, &fused), (case, &own_order)]) {
+        let mut bits = alike.iter().map(|(name, kernels)| {
             let outputs = values(kernels, (case.run)(kernels).unwrap());
             (name, outputs.iter().flatten().map(|x| x.to_bits()).collect::<Vec<u32>>())
         });
-        let Some((_, expected)) = bits.next() else { return println!("skipped: no AVX2") };
+        let Some((_, expected)) = bits.next() else { continue };
         bits.for_each(|(name, got)| assert!(got == expected, "{} on {name}", case.name));
     }
 }

@@ -26,7 +26,9 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
-    /// The same, and the matrix unit for bf16 products.
+    /// The same, and `vdpbf16ps` for bf16 products: AMD's processors from Zen 4 run it at twice the rate of f32.
+    Avx512Bf16,
+    /// AVX-512, and the matrix unit for bf16 and 8-bit products.
     Amx,
 }
 
@@ -49,6 +51,9 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni");
                 if avx512 {
                     sets.push(Isa::Avx512);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        sets.push(Isa::Avx512Bf16);
+                    }
                     if super::amx::available() {
                         sets.push(Isa::Amx);
                     }
@@ -60,18 +65,32 @@ impl Isa {
 
     /// The fastest set this processor can run.
     pub fn best() -> Isa {
-        Self::available().last().copied().unwrap_or(Isa::Portable)
+        let pays = |isa: &Isa| *isa != Isa::Avx512Bf16 || bf16_pairs_are_fast();
+        Self::available().into_iter().rfind(pays).unwrap_or(Isa::Portable)
     }
 
-    /// The name in reports: `amx`, `avx512`, `avx2`, `portable`.
+    /// The name in reports: `amx`, `avx512bf16`, `avx512`, `avx2`, `portable`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
             Isa::Amx => "amx",
         }
     }
+}
+
+/// Whether `vdpbf16ps` beats two f32 multiply-adds: on AMD's processors it does, on Intel's it does not (measured on a
+/// Sapphire Rapids core: 0.12 TFLOP/s with it, 0.24 in f32).
+#[cfg(target_arch = "x86_64")]
+fn bf16_pairs_are_fast() -> bool {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+}
+#[cfg(not(target_arch = "x86_64"))]
+fn bf16_pairs_are_fast() -> bool {
+    false
 }
 
 /// A kernel with its arguments. `run` must be `#[inline(always)]`, or it is compiled without the instruction set.
@@ -95,7 +114,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         }
         match isa {
             // SAFETY: `Cpu` takes its instruction set from `Isa::available` only.
-            Isa::Avx512 | Isa::Amx => return unsafe { avx512(kernel) },
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => return unsafe { avx512(kernel) },
             // SAFETY: as above.
             Isa::Avx2 => return unsafe { avx2(kernel) },
             Isa::Portable => {}

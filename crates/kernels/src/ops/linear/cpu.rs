@@ -25,28 +25,29 @@ const MATRIX_ROWS: usize = 2;
 
 /// The product of one input with several weights, all panels of all of them shared out at once.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
-    if weights.iter().all(|w| w.format.is_quantised()) {
-        return super::quant_cpu::linears(machine, x, weights);
-    }
-    if weights.iter().any(|w| w.format.is_quantised()) {
+    let Some(format) = weights.first().map(|w| w.format) else { return Ok(Vec::new()) };
+    if weights.iter().any(|w| w.format != format) {
         return weights.iter().map(|w| Ok(linears(machine, x, &[w])?.swap_remove(0))).collect();
     }
+    if format.is_quantised() {
+        return super::quant_cpu::linears(machine, x, weights);
+    }
     #[cfg(target_arch = "x86_64")]
-    if machine.isa == Isa::Amx && x.rows() >= MATRIX_ROWS && weights.iter().all(|w| w.format == Format::BF16)
-    {
-        return super::amx::linears(machine, x, weights);
+    match (format, machine.isa) {
+        (Format::BF16, Isa::Amx) if x.rows() >= MATRIX_ROWS => {
+            return super::amx::linears(machine, x, weights);
+        }
+        (Format::BF16, Isa::Avx512Bf16) => return super::bf16_dot::linears(machine, x, weights),
+        _ => {}
     }
     let (tokens, mut outputs) = checked_outputs(machine, x, weights)?;
-    if tokens == 0 || weights.is_empty() {
+    if tokens == 0 {
         return Ok(outputs);
     }
-    let rounded = match weights.iter().any(|w| w.format == Format::BF16) {
-        true => Some(rounded_to_bf16(machine, x)?),
-        false => None,
-    };
+    let rounded = if format == Format::BF16 { Some(rounded_to_bf16(machine, x)?) } else { None };
+    let x = rounded.as_ref().unwrap_or(x);
     let mut products = Vec::with_capacity(weights.len());
     for (w, y) in weights.iter().zip(&mut outputs) {
-        let x = if w.format == Format::BF16 { rounded.as_ref().unwrap_or(x) } else { x };
         products.push(Product {
             x: check::slice::<f32>("linear", x)?,
             x_stride: x.row_len(),

@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bf16_dot;
 pub(crate) mod cpu;
 pub(crate) mod pack;
 pub(crate) mod quant;
