@@ -13,7 +13,9 @@ use super::threads::Threads;
 use crate::Format;
 
 /// Rounds of a measurement; the best one counts, because other work on the machine can only take away.
-const ROUNDS: usize = 5;
+const READING_ROUNDS: usize = 5;
+/// Those of products are short.
+const PRODUCT_ROUNDS: usize = 20;
 
 /// What multiplies and adds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl Unit {
     /// Those of an instruction set, on this processor.
     pub fn available(isa: Isa) -> Vec<Unit> {
         let mut units = vec![Unit::F32Vectors];
-        if has_bf16_vectors(isa) {
+        if isa >= Isa::Avx512Bf16 && Isa::available().contains(&Isa::Avx512Bf16) {
             units.push(Unit::Bf16Vectors);
         }
         units.push(Unit::Int8Vectors);
@@ -49,6 +51,7 @@ impl Unit {
         match format {
             Format::F32 => Unit::F32Vectors,
             Format::BF16 if isa == Isa::Amx => Unit::Bf16Tiles,
+            Format::BF16 if isa == Isa::Avx512Bf16 => Unit::Bf16Vectors,
             Format::BF16 => Unit::F32Vectors,
             Format::Q8 | Format::Q4 if isa == Isa::Amx => Unit::Int8Tiles,
             Format::Q8 | Format::Q4 => Unit::Int8Vectors,
@@ -67,16 +70,11 @@ impl Unit {
     }
 }
 
-fn has_bf16_vectors(isa: Isa) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return isa >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
-}
-
 /// The most that a unit does. Units: operations per second, two per multiply-add.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Peak {
+    /// The unit.
+    pub unit: Unit,
     /// On numbers that stay in registers.
     pub registers: f64,
     /// With one vector or tile for every product loaded from the first-level cache.
@@ -84,9 +82,18 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// The higher of each.
+    /// The rate that a kernel can reach: of tiles, whose eight registers hold sums and little else, with loads.
+    pub fn reachable(self) -> f64 {
+        match self.unit {
+            Unit::Bf16Tiles | Unit::Int8Tiles => self.loads,
+            Unit::F32Vectors | Unit::Bf16Vectors | Unit::Int8Vectors => self.registers.max(self.loads),
+        }
+    }
+
+    /// The higher of each of two measurements of one unit.
     pub fn max(self, other: Peak) -> Peak {
-        Peak { registers: self.registers.max(other.registers), loads: self.loads.max(other.loads) }
+        let (registers, loads) = (self.registers.max(other.registers), self.loads.max(other.loads));
+        Peak { unit: self.unit, registers, loads }
     }
 }
 
@@ -96,13 +103,13 @@ impl Peak {
 pub fn peak(threads: usize, isa: Isa, unit: Unit) -> Peak {
     let pool = Threads::new(threads);
     let rate = |loads: bool| {
-        best(|| {
+        best(PRODUCT_ROUNDS, || {
             let work = products::Work { isa, unit, loads };
             pool.run(threads, &|_| work.run());
             threads as f64 * work.operations()
         })
     };
-    Peak { registers: rate(false), loads: rate(true) }
+    Peak { unit, registers: rate(false), loads: rate(true) }
 }
 
 /// Sequential read bandwidth of `threads` threads over a buffer of `bytes` (made larger than any cache by the caller).
@@ -119,7 +126,7 @@ pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
     let part = 1 << 20;
     let parts = data.len() / part;
     let data = &*data;
-    best(|| {
+    best(READING_ROUNDS, || {
         pool.run(parts, &|i| {
             black_box(dispatch(isa, Sum(&data[i * part..][..part])));
         });
@@ -127,13 +134,13 @@ pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
     })
 }
 
-fn best(mut work: impl FnMut() -> f64) -> f64 {
+fn best(rounds: usize, mut work: impl FnMut() -> f64) -> f64 {
     let rate = |work: &mut dyn FnMut() -> f64| {
         let start = Instant::now();
         let done = work();
         done / start.elapsed().as_secs_f64()
     };
-    (0..ROUNDS).map(|_| rate(&mut work)).fold(0.0, f64::max)
+    (0..rounds).map(|_| rate(&mut work)).fold(0.0, f64::max)
 }
 
 struct Sum<'a>(&'a [f32]);
@@ -167,7 +174,7 @@ mod tests {
     fn every_unit_has_a_rate_on_every_instruction_set() {
         for isa in Isa::available() {
             for unit in Unit::available(isa) {
-                let Peak { registers, loads } = peak(1, isa, unit);
+                let Peak { registers, loads, .. } = peak(1, isa, unit);
                 let plausible = 1e7..1e15;
                 assert!(plausible.contains(&registers) && plausible.contains(&loads), "{isa:?} {unit:?}");
             }
