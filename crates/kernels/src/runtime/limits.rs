@@ -99,7 +99,7 @@ impl Peak {
 
 /// Measures a unit of an instruction set that this processor has, on `threads` threads.
 ///
-/// Cost: some tenths of a second.
+/// Cost: some tenths of a second, seconds where the instruction set is small.
 pub fn peak(threads: usize, isa: Isa, unit: Unit) -> Peak {
     let pool = Threads::new(threads);
     let rate = |loads: bool| {

@@ -8,8 +8,8 @@ use super::Unit;
 use crate::runtime::simd::{BYTES, Isa, Kernel, LANES, Lanes, dispatch};
 
 /// Products that one call makes on vectors, and on tiles.
-const VECTOR_PRODUCTS: usize = 48_000_000;
-const TILE_PRODUCTS: usize = 800_000;
+const VECTOR_PRODUCTS: usize = 24_000_000;
+const TILE_PRODUCTS: usize = 400_000;
 /// Vectors that are loaded in turn: 7.5 KiB of the first-level cache.
 const HELD: usize = 120;
 
