@@ -79,7 +79,7 @@ impl Kernels for Cpu {
         Ok(tensor.clone())
     }
     fn pack(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
-        linear::pack::pack(&self.threads, matrix, format)
+        linear::pack::pack(&self.threads, self.isa, matrix, format)
     }
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor> {
         embedding::cpu::embedding(self.machine(), ids, table)

@@ -44,7 +44,7 @@ pub trait Kernels: Send + Sync {
     fn embedding(&self, ids: &Tensor, table: &Weight) -> Result<Tensor>;
 
     /// `x · wᵀ`. With bf16 weights `x` is rounded to bf16 first, as matrix units take it, and products are summed in f32;
-    /// with quantised weights `x` is quantised to 8 bits for each row and group of 64, and sums of a group are exact.
+    /// with quantised weights `x` is quantised to 8 bits for each row and group of 256, and sums of a group are exact.
     ///
     /// Shapes: `x [T, K]`, `w [N, K]` → `[T, N]`. Cost: 2·T·N·K FLOPs, N·K weight reads.
     /// Order of sums: bf16 weights sum, over each block of 32 k, even and odd products apart, add the two, add that to

@@ -9,10 +9,14 @@
 
 #![allow(unsafe_code)]
 
+mod integers;
+
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use kanana_tensor::{bf16, f16};
+pub(crate) use integers::{BYTES, Integers};
+
+use kanana_tensor::bf16;
 
 /// Lanes in a vector.
 pub(crate) const LANES: usize = 16;
@@ -124,9 +128,6 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     kernel.run::<Portable>()
 }
 
-/// Bytes in a vector.
-pub(crate) const BYTES: usize = 64;
-
 /// Round to nearest, ties to even, as `bf16::from_f32` does; NaN stays NaN. Written on bits so that it vectorises.
 #[inline(always)]
 pub(crate) fn bf16_rounded(x: f32) -> f32 {
@@ -135,19 +136,13 @@ pub(crate) fn bf16_rounded(x: f32) -> f32 {
     f32::from_bits(if x.is_nan() { (bits | 0x0040_0000) & 0xffff_0000 } else { rounded })
 }
 
-/// Sixteen f32 values, and what else fits in as many bits.
-pub(crate) trait Lanes: Copy {
-    /// Sixteen i32 values.
-    type Ints: Copy;
-    /// Sixty-four unsigned bytes: a quad for each lane.
-    type Bytes: Copy;
+/// Sixteen f32 values.
+pub(crate) trait Lanes: Integers {
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);
     /// Sixteen bf16 values, widened.
     fn load_bf16(x: &[bf16; LANES]) -> Self;
-    /// Sixteen f16 values, widened.
-    fn load_f16(x: &[f16; LANES]) -> Self;
     /// Sixteen pairs of bf16 values, widened: the first and the second of each pair.
     fn load_bf16_pairs(x: &[bf16; 2 * LANES]) -> (Self, Self);
     fn add(self, other: Self) -> Self;
@@ -166,6 +161,8 @@ pub(crate) trait Lanes: Copy {
     fn exp2_of_integer(self) -> Self;
     /// `self` where `x` is not below `limit`, zero elsewhere.
     fn zero_below(self, x: Self, limit: f32) -> Self;
+    /// `a` in lanes where `self` is above zero, `b` elsewhere.
+    fn choose(self, a: Self, b: Self) -> Self;
     /// The sum of the lanes by halves: lane i and i + 8, then i + 4, i + 2, i + 1.
     fn sum(self) -> f32;
     /// Lane j is [`Lanes::sum`] of vector j, to the bit.
@@ -178,17 +175,6 @@ pub(crate) trait Lanes: Copy {
         Self::load(&sums)
     }
     fn prefetch(address: *const u8);
-    fn load_bytes(x: &[u8; BYTES]) -> Self::Bytes;
-    /// The low and the high four bits of every byte.
-    fn nibbles(x: Self::Bytes) -> (Self::Bytes, Self::Bytes);
-    fn store_bytes(x: Self::Bytes, to: &mut [u8; BYTES]);
-    fn no_ints() -> Self::Ints;
-    fn load_ints(x: &[i32; LANES]) -> Self::Ints;
-    /// `sums + Σ x[4 i + j] · quad[j]` in lane i: four inputs, the same for every lane.
-    fn add_quads(sums: Self::Ints, x: Self::Bytes, quad: [i8; 4]) -> Self::Ints;
-    fn add_ints(x: Self::Ints, y: Self::Ints) -> Self::Ints;
-    fn from_ints(x: Self::Ints) -> Self;
-
     /// Fewer than sixteen values, the rest `fill`.
     #[inline(always)]
     fn load_partial(x: &[f32], fill: f32) -> Self {
@@ -230,49 +216,6 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// The integer lanes as plain arrays, which the compiler vectorises.
-macro_rules! array_integers {
-    () => {
-        #[inline(always)]
-        fn load_bytes(x: &[u8; BYTES]) -> [u8; BYTES] {
-            *x
-        }
-        #[inline(always)]
-        fn nibbles(x: [u8; BYTES]) -> ([u8; BYTES], [u8; BYTES]) {
-            (x.map(|x| x & 15), x.map(|x| x >> 4))
-        }
-        #[inline(always)]
-        fn store_bytes(x: [u8; BYTES], to: &mut [u8; BYTES]) {
-            *to = x;
-        }
-        #[inline(always)]
-        fn no_ints() -> [i32; LANES] {
-            [0; LANES]
-        }
-        #[inline(always)]
-        fn load_ints(x: &[i32; LANES]) -> [i32; LANES] {
-            *x
-        }
-        #[inline(always)]
-        fn add_quads(mut sums: [i32; LANES], x: [u8; BYTES], quad: [i8; 4]) -> [i32; LANES] {
-            let quad = quad.map(i32::from);
-            for (sum, x) in sums.iter_mut().zip(x.as_chunks::<4>().0) {
-                let x = x.map(i32::from);
-                *sum += (x[0] * quad[0] + x[1] * quad[1]) + (x[2] * quad[2] + x[3] * quad[3]);
-            }
-            sums
-        }
-        #[inline(always)]
-        fn add_ints(x: [i32; LANES], y: [i32; LANES]) -> [i32; LANES] {
-            std::array::from_fn(|i| x[i] + y[i])
-        }
-        #[inline(always)]
-        fn from_ints(x: [i32; LANES]) -> Self {
-            Self::load(&x.map(|x| x as f32))
-        }
-    };
-}
-
 /// Plain arrays.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([f32; LANES]);
@@ -291,9 +234,6 @@ impl Portable {
 }
 
 impl Lanes for Portable {
-    type Ints = [i32; LANES];
-    type Bytes = [u8; BYTES];
-    array_integers!();
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Portable([x; LANES])
@@ -308,10 +248,6 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn load_bf16(x: &[bf16; LANES]) -> Self {
-        Portable(std::array::from_fn(|i| x[i].to_f32()))
-    }
-    #[inline(always)]
-    fn load_f16(x: &[f16; LANES]) -> Self {
         Portable(std::array::from_fn(|i| x[i].to_f32()))
     }
     #[inline(always)]
@@ -360,6 +296,10 @@ impl Lanes for Portable {
         self.zip(x, |value, x| if x < limit { 0.0 } else { value })
     }
     #[inline(always)]
+    fn choose(self, a: Self, b: Self) -> Self {
+        Portable(std::array::from_fn(|i| if self.0[i] > 0.0 { a.0[i] } else { b.0[i] }))
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         let mut x = self.0;
         for half in [8, 4, 2, 1] {
@@ -383,44 +323,6 @@ pub(crate) struct Avx512(__m512);
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx512 {
-    type Ints = __m512i;
-    type Bytes = __m512i;
-    #[inline(always)]
-    fn load_bytes(x: &[u8; BYTES]) -> __m512i {
-        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
-    }
-    #[inline(always)]
-    fn nibbles(x: __m512i) -> (__m512i, __m512i) {
-        unsafe {
-            let low = _mm512_set1_epi8(15);
-            (_mm512_and_si512(x, low), _mm512_and_si512(_mm512_srli_epi16::<4>(x), low))
-        }
-    }
-    #[inline(always)]
-    fn store_bytes(x: __m512i, to: &mut [u8; BYTES]) {
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
-    }
-    #[inline(always)]
-    fn no_ints() -> __m512i {
-        unsafe { _mm512_setzero_si512() }
-    }
-    #[inline(always)]
-    fn load_ints(x: &[i32; LANES]) -> __m512i {
-        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
-    }
-    #[inline(always)]
-    fn add_quads(sums: __m512i, x: __m512i, quad: [i8; 4]) -> __m512i {
-        let quad = i32::from_le_bytes(quad.map(|x| x as u8));
-        unsafe { _mm512_dpbusd_epi32(sums, x, _mm512_set1_epi32(quad)) }
-    }
-    #[inline(always)]
-    fn add_ints(x: __m512i, y: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(x, y) }
-    }
-    #[inline(always)]
-    fn from_ints(x: __m512i) -> Self {
-        unsafe { Avx512(_mm512_cvtepi32_ps(x)) }
-    }
     #[inline(always)]
     fn splat(x: f32) -> Self {
         unsafe { Avx512(_mm512_set1_ps(x)) }
@@ -439,10 +341,6 @@ impl Lanes for Avx512 {
             let half = _mm256_loadu_si256(x.as_ptr().cast());
             Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half))))
         }
-    }
-    #[inline(always)]
-    fn load_f16(x: &[f16; LANES]) -> Self {
-        unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()))) }
     }
     #[inline(always)]
     fn load_bf16_pairs(x: &[bf16; 2 * LANES]) -> (Self, Self) {
@@ -500,6 +398,17 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn choose(self, a: Self, b: Self) -> Self {
+        unsafe {
+            let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, _mm512_setzero_ps());
+            Avx512(_mm512_mask_mov_ps(b.0, above, a.0))
+        }
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
             let low = _mm512_castps512_ps256(self.0);
@@ -553,9 +462,6 @@ fn sum_of_eight(x: __m256) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2 {
-    type Ints = [i32; LANES];
-    type Bytes = [u8; BYTES];
-    array_integers!();
     #[inline(always)]
     fn splat(x: f32) -> Self {
         unsafe { Avx2(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
@@ -578,13 +484,6 @@ impl Lanes for Avx2 {
             let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)));
             let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1))));
             Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
-        }
-    }
-    #[inline(always)]
-    fn load_f16(x: &[f16; LANES]) -> Self {
-        unsafe {
-            let p: *const __m128i = x.as_ptr().cast();
-            Avx2(_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1))))
         }
     }
     #[inline(always)]
@@ -650,6 +549,15 @@ impl Lanes for Avx2 {
             let (low, high) =
                 (_mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, limit), _mm256_cmp_ps::<_CMP_NLT_UQ>(x.1, limit));
             Avx2(_mm256_and_ps(self.0, low), _mm256_and_ps(self.1, high))
+        }
+    }
+    #[inline(always)]
+    fn choose(self, a: Self, b: Self) -> Self {
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let low = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, zero);
+            let high = _mm256_cmp_ps::<_CMP_GT_OQ>(self.1, zero);
+            Avx2(_mm256_blendv_ps(b.0, a.0, low), _mm256_blendv_ps(b.1, a.1, high))
         }
     }
     #[inline(always)]

@@ -5,7 +5,7 @@ use kanana_tensor::{DType, Tensor, bf16};
 use crate::Result;
 use crate::ops::check;
 use crate::ops::linear::pack::{PANEL, position};
-use crate::ops::linear::quant::{GROUP, Group, block_len, panel_bytes};
+use crate::ops::linear::quant::{panel_bytes, value};
 use crate::ops::linear::{Format, Layout, Weight};
 use crate::runtime::Machine;
 
@@ -31,10 +31,10 @@ pub(crate) fn embedding(machine: Machine<'_>, ids: &Tensor, table: &Weight) -> R
         }
         Format::Q8 | Format::Q4 => {
             let table = check::slice::<u8>("embedding", &table.data)?;
-            let (panel_len, block_len) = (panel_bytes(format, width), block_len(format));
+            let panel_len = panel_bytes(format, width);
             fill(rows, &|id, k| {
-                let start = id / PANEL * panel_len + k / GROUP * block_len;
-                Group::read(format, &table[start..][..block_len], id % PANEL, k % GROUP)
+                let panel = &table[id / PANEL * panel_len..][..panel_len];
+                value(format, width, panel, (id % PANEL, k))
             });
         }
     }

@@ -24,9 +24,9 @@ pub enum Format {
     F32,
     /// 16 bits.
     BF16,
-    /// 8 bits, in groups of 64 inputs with a scale and a minimum: 8.5 bits a weight.
+    /// 8 bits, in groups of 256 inputs with a scale: 8.06 bits a weight.
     Q8,
-    /// 4 bits, likewise: 4.5 bits a weight.
+    /// 4 bits, likewise, with a factor for each 16 inputs: 4.31 bits a weight.
     Q4,
 }
 
@@ -71,8 +71,8 @@ impl Format {
             Format::F32 => 4 * weights,
             Format::BF16 => 2 * weights,
             Format::Q8 | Format::Q4 => {
-                let (block, held) = (quant::block_len(self), quant::GROUP * pack::PANEL);
-                (weights as u128 * block as u128 / held as u128) as u64
+                let (bytes, held) = (quant::block_bytes(self), quant::BLOCK * pack::PANEL);
+                (weights as u128 * bytes as u128 / held as u128) as u64
             }
         }
     }
@@ -90,7 +90,7 @@ pub(crate) enum Layout {
     /// `[N, K]`, as given; quantised weights as the f32 values of their codes.
     Rows,
     /// Panels of 16 outputs; f32: `[N/16][K][16 n]`; bf16: `[N/16][K/32][16 pairs][16 n][2]`, which is the tile that
-    /// `tdpbf16ps` takes; quantised: blocks of [`quant`]. All padded with zeros.
+    /// `tdpbf16ps` takes; quantised: as [`quant`] says. All padded with zeros.
     Panels,
 }
 

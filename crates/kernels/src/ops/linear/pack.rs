@@ -2,11 +2,12 @@
 
 use kanana_tensor::{DType, Element, Tensor, bf16, f16};
 
-use super::quant::{GROUP, Group, block_len, panel_bytes};
+use super::quant::{GROUP, Group, panel_bytes};
 use super::{Format, Layout, Weight};
 use crate::Result;
 use crate::ops::check;
 use crate::runtime::memory::advise_huge_pages;
+use crate::runtime::simd::Isa;
 use crate::runtime::threads::Threads;
 
 /// Outputs in a panel.
@@ -34,7 +35,7 @@ pub(crate) fn position(in_features: usize, dtype: DType, n: usize, k: usize) -> 
     panel * panel_len(in_features, dtype) + within
 }
 
-pub(crate) fn pack(threads: &Threads, matrix: &Tensor, format: Format) -> Result<Weight> {
+pub(crate) fn pack(threads: &Threads, isa: Isa, matrix: &Tensor, format: Format) -> Result<Weight> {
     let [out_features, in_features] = check::dims("pack", "matrix", matrix)?;
     let source = Source { matrix, out_features, in_features };
     let data = match format {
@@ -49,9 +50,9 @@ pub(crate) fn pack(threads: &Threads, matrix: &Tensor, format: Format) -> Result
             _ => source.panels(threads, |x: f32| normal(bf16::from_f32(x)))?,
         },
         Format::Q8 | Format::Q4 => match matrix.dtype() {
-            DType::BF16 => source.blocks(threads, format, bf16::to_f32)?,
-            DType::F16 => source.blocks(threads, format, f16::to_f32)?,
-            _ => source.blocks(threads, format, |x: f32| x)?,
+            DType::BF16 => source.codes((threads, isa), format, bf16::to_f32)?,
+            DType::F16 => source.codes((threads, isa), format, f16::to_f32)?,
+            _ => source.codes((threads, isa), format, |x: f32| x)?,
         },
     };
     Ok(Weight { out_features, in_features, format, layout: Layout::Panels, data })
@@ -95,10 +96,10 @@ impl Source<'_> {
         Ok(data)
     }
 
-    /// Panels of quantised blocks.
-    fn blocks<From: Element>(
+    /// Panels of quantised groups.
+    fn codes<From: Element>(
         &self,
-        threads: &Threads,
+        (threads, isa): (&Threads, Isa),
         format: Format,
         widen: impl Fn(From) -> f32 + Sync,
     ) -> Result<Tensor> {
@@ -109,10 +110,11 @@ impl Source<'_> {
         advise_huge_pages(packed);
         threads.chunks_mut(packed, panel_len, |panel, out| {
             for (lane, row) in self.rows_of(rows, panel) {
-                for (block, values) in out.chunks_exact_mut(block_len(format)).zip(row.chunks(GROUP)) {
+                for (g, values) in row.chunks(GROUP).enumerate() {
                     let mut weights = [0.0; GROUP];
                     weights.iter_mut().zip(values).for_each(|(w, &value)| *w = widen(value));
-                    Group::quantise(&weights[..values.len()], format).store(format, lane, block);
+                    let group = Group::quantise(isa, &weights[..values.len()], format);
+                    group.store(format, self.in_features, (lane, g), out);
                 }
             }
         });

@@ -1,22 +1,23 @@
-//! The integer sums of quantised products on the matrix unit: 16 rows by 16 outputs by the 64 inputs of a group to an
-//! instruction.
+//! The integer sums of quantised products on the matrix unit: 16 rows by 16 outputs by 64 inputs to an instruction.
 //!
-//! The codes of a block are a tile of the unit as they stand (8 bits) or after splitting their halves (4 bits). A pair of
-//! panels meets all rows of the task group by group; each group's sums are scaled into the running f32 sums at once.
+//! Two panels meet all rows of the task group by group. A group's 8-bit codes, expanded in the first-level cache where
+//! they have fewer bits, are up to four tiles; its sums stay in the tile registers until they are whole, so that scaling
+//! them in vectors costs less than making them.
 
 #![allow(unsafe_code)]
 
 use std::arch::asm;
+use std::cell::RefCell;
 
 use super::Format;
 use super::pack::{PANEL, TILE_ROWS};
-use super::quant::{GROUP, block_len, codes_len};
-use super::quant_cpu::{Block, parameters_of};
+use super::quant::{GROUPS, STEP, STEP_BYTES, STEPS, zero_code};
+use super::quant_cpu::{Block, expanded, scaled};
 use crate::runtime::amx::Tiles;
-use crate::runtime::simd::{BYTES, Kernel, LANES, Lanes};
+use crate::runtime::simd::{Kernel, LANES, Lanes};
 
 /// Bytes of a tile of inputs or codes.
-const TILE: usize = TILE_ROWS * GROUP;
+const TILE: usize = TILE_ROWS * STEP;
 /// Sums of a tile.
 const SUMS: usize = TILE_ROWS * PANEL;
 
@@ -26,9 +27,14 @@ const SUMS: usize = TILE_ROWS * PANEL;
 #[repr(C, align(64))]
 struct Square<T>([[T; SUMS]; 4]);
 
-/// Room for the codes of two blocks as bytes.
+/// Room for the codes of a group of two panels as 8-bit numbers.
 #[repr(C, align(64))]
-struct Expanded([[u8; TILE]; 2]);
+struct Expanded([[u8; STEPS * STEP_BYTES]; 2]);
+
+thread_local! {
+    /// Sums of the task at hand: see `amx.rs`.
+    static SCRATCH: RefCell<Vec<Square<f32>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A [`Block`] on the matrix unit.
 pub(crate) struct OnMatrixUnit<'a>(pub(crate) &'a Block<'a>);
@@ -38,53 +44,61 @@ impl Kernel for OnMatrixUnit<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
+        let mut sums = SCRATCH.take();
+        for panel in self.0.panels.clone().step_by(2) {
+            self.two_panels::<L>(panel, &mut sums);
+        }
+        SCRATCH.set(sums);
+    }
+}
+
+impl OnMatrixUnit<'_> {
+    #[inline(always)]
+    fn two_panels<L: Lanes>(&self, panel: usize, sums: &mut Vec<Square<f32>>) {
         let Block { product, rows, panels } = self.0;
+        let inputs = product.inputs;
+        sums.clear();
+        sums.resize(rows.len().div_ceil(2 * TILE_ROWS), Square([[0.0; SUMS]; 4]));
+        // The last panel may be alone: it is multiplied twice, and stored once.
+        let pair = [panel, (panel + 1).min(panels.end - 1)];
+        let mut room = Expanded([[0; STEPS * STEP_BYTES]; 2]);
         let tiles = Tiles::configure();
-        let pairs = rows.len().div_ceil(2 * TILE_ROWS);
-        let mut sums = vec![Square([[0.0; SUMS]; 4]); pairs];
-        for panel in panels.clone().step_by(2) {
-            // The last panel may be alone: it is multiplied twice, and stored once.
-            let pair = [panel, (panel + 1).min(panels.end - 1)];
-            sums.fill(Square([[0.0; SUMS]; 4]));
-            for g in 0..product.inputs.per_row {
-                let mut expanded = Expanded([[0; TILE]; 2]);
-                let [(codes_0, parameters_0), (codes_1, parameters_1)] = pair.map(|panel| {
-                    let at = panel * product.panel_bytes + g * block_len(product.format);
-                    product.w[at..][..block_len(product.format)].split_at(codes_len(product.format))
-                });
-                let [room_0, room_1] = &mut expanded.0;
-                let weights = [
-                    tile_of::<L>(product.format, codes_0, room_0),
-                    tile_of::<L>(product.format, codes_1, room_1),
-                ];
-                let parameters = [parameters_of::<L>(parameters_0), parameters_of::<L>(parameters_1)];
-                for (p, sums) in sums.iter_mut().enumerate() {
-                    let first = rows.start + p * 2 * TILE_ROWS;
-                    let inputs = [0, 1].map(|i| product.inputs.tile(first / TILE_ROWS + i, g));
-                    let mut ints = Square([[0; SUMS]; 4]);
-                    multiply(&tiles, &mut ints, inputs, weights);
-                    for (i, (sums, ints)) in sums.0.iter_mut().zip(&ints.0).enumerate() {
-                        let (scales, mins) = parameters[i % 2];
-                        let row = first + i / 2 * TILE_ROWS;
-                        let sums = sums.as_chunks_mut::<LANES>().0.iter_mut();
-                        for (r, (sum, ints)) in sums.zip(ints.as_chunks::<LANES>().0).enumerate() {
-                            let group = product.inputs.parameters(row + r, g);
-                            let (scale, codes) = (L::splat(group.scale), L::splat(group.sum));
-                            let scaled = scales.mul(L::from_ints(L::load_ints(ints))).fma(mins, codes);
-                            L::load(sum).fma(scaled, scale).store(sum);
-                        }
+        for g in 0..inputs.per_row {
+            let (steps, in_block) = (inputs.steps_of(g), inputs.steps_in_block(g));
+            let views = pair.map(|panel| product.block(panel, g / GROUPS));
+            let [room_0, room_1] = &mut room.0;
+            let weights = [
+                expanded::<L>(product.format, &views[0], in_block.clone(), room_0),
+                expanded::<L>(product.format, &views[1], in_block, room_1),
+            ];
+            let weights = weights.map(|codes| &codes[..steps.len() * TILE]);
+            for (p, sums) in sums.iter_mut().enumerate() {
+                let first = rows.start + p * 2 * TILE_ROWS;
+                let rows_of = |i| inputs.tiles(first / TILE_ROWS + i, steps.clone());
+                let mut ints = Square([[0; SUMS]; 4]);
+                multiply(&tiles, &mut ints, [rows_of(0), rows_of(1)], weights);
+                for (i, (sums, ints)) in sums.0.iter_mut().zip(&ints.0).enumerate() {
+                    let scales = &views[i % 2].scales[g % GROUPS];
+                    let row = first + i / 2 * TILE_ROWS;
+                    let sums = sums.as_chunks_mut::<LANES>().0.iter_mut();
+                    for (r, (sum, ints)) in sums.zip(ints.as_chunks::<LANES>().0).enumerate() {
+                        let group = inputs.parameters(row + r, g);
+                        let offset = L::splat_int(group.minus_sum * zero_code(Format::Q8));
+                        let ints = L::add_ints(L::load_ints(ints), offset);
+                        scaled(L::load(sum), ints, scales, group.scale).store(sum);
                     }
                 }
             }
-            for (p, square) in sums.iter().enumerate() {
-                for (i, sums) in square.0.iter().enumerate() {
-                    let panel = panel + i % 2;
-                    let first = rows.start + p * 2 * TILE_ROWS + i / 2 * TILE_ROWS;
-                    if panel < panels.end {
-                        let sums = sums.as_chunks::<LANES>().0;
-                        for (row, sum) in (first..rows.end).zip(sums) {
-                            self.0.store(row, panel, [L::load(sum)]);
-                        }
+        }
+        drop(tiles);
+        for (p, square) in sums.iter().enumerate() {
+            for (i, sums) in square.0.iter().enumerate() {
+                let panel = panel + i % 2;
+                let first = rows.start + p * 2 * TILE_ROWS + i / 2 * TILE_ROWS;
+                if panel < panels.end {
+                    let sums = sums.as_chunks::<LANES>().0;
+                    for (row, sum) in (first..rows.end).zip(sums) {
+                        self.0.store(row, panel, L::load(sum));
                     }
                 }
             }
@@ -92,26 +106,12 @@ impl Kernel for OnMatrixUnit<'_> {
     }
 }
 
-/// The codes of a block as bytes: where they lie, or split into `room`.
-#[inline(always)]
-fn tile_of<'a, L: Lanes>(format: Format, codes: &'a [u8], room: &'a mut [u8; TILE]) -> &'a [u8] {
-    if format == Format::Q8 {
-        return codes;
-    }
-    let (low, high) = room.split_at_mut(TILE / 2);
-    let halves = low.as_chunks_mut::<BYTES>().0.iter_mut().zip(high.as_chunks_mut::<BYTES>().0);
-    for (codes, (low, high)) in codes.as_chunks::<BYTES>().0.iter().zip(halves) {
-        let (low_nibbles, high_nibbles) = L::nibbles(L::load_bytes(codes));
-        L::store_bytes(low_nibbles, low);
-        L::store_bytes(high_nibbles, high);
-    }
-    room
-}
-
-/// Two tiles of signed inputs by two tiles of unsigned codes.
+/// Two row tiles of signed inputs by two columns of unsigned codes, over the steps of a group.
 #[inline(always)]
 fn multiply(_: &Tiles, sums: &mut Square<i32>, inputs: [&[i8]; 2], weights: [&[u8]; 2]) {
-    assert!(inputs.iter().all(|tile| tile.len() == TILE) && weights.iter().all(|tile| tile.len() == TILE));
+    let steps = inputs[0].len() / TILE;
+    assert!(inputs.iter().all(|tiles| tiles.len() == steps * TILE) && steps > 0);
+    assert!(weights.iter().all(|tiles| tiles.len() == steps * TILE));
     // SAFETY: the tile registers are set up (`Tiles`); every load reads 1 KiB of a slice checked above, every store
     // writes 1 KiB of `sums`.
     unsafe {
@@ -120,6 +120,7 @@ fn multiply(_: &Tiles, sums: &mut Square<i32>, inputs: [&[i8]; 2], weights: [&[u
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
+            "2:",
             "tileloadd tmm4, [{a0} + {stride}]",
             "tileloadd tmm6, [{b0} + {stride}]",
             "tdpbsud tmm0, tmm4, tmm6",
@@ -128,17 +129,26 @@ fn multiply(_: &Tiles, sums: &mut Square<i32>, inputs: [&[i8]; 2], weights: [&[u
             "tileloadd tmm5, [{a1} + {stride}]",
             "tdpbsud tmm2, tmm5, tmm6",
             "tdpbsud tmm3, tmm5, tmm7",
+            "add {a0}, 1024",
+            "add {a1}, 1024",
+            "add {b0}, 1024",
+            "add {b1}, 1024",
+            "dec {steps}",
+            "jnz 2b",
             "tilestored [{sums} + {stride}], tmm0",
             "tilestored [{sums} + {stride} + 1024], tmm1",
             "tilestored [{sums} + {stride} + 2048], tmm2",
             "tilestored [{sums} + {stride} + 3072], tmm3",
             sums = in(reg) sums.0.as_mut_ptr(),
             stride = in(reg) 64usize,
-            a0 = in(reg) inputs[0].as_ptr(),
-            a1 = in(reg) inputs[1].as_ptr(),
-            b0 = in(reg) weights[0].as_ptr(),
-            b1 = in(reg) weights[1].as_ptr(),
-            options(nostack, preserves_flags),
+            a0 = inout(reg) inputs[0].as_ptr() => _,
+            a1 = inout(reg) inputs[1].as_ptr() => _,
+            b0 = inout(reg) weights[0].as_ptr() => _,
+            b1 = inout(reg) weights[1].as_ptr() => _,
+            steps = inout(reg) steps => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
         );
     }
 }

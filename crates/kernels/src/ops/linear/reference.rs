@@ -6,6 +6,7 @@ use super::quant::{GROUP, Group};
 use super::{Format, Layout, Weight, check_linear};
 use crate::Result;
 use crate::ops::check;
+use crate::runtime::Isa;
 
 /// Keeps the rows; quantised weights become the values of their codes.
 pub(crate) fn pack(matrix: &Tensor, format: Format) -> Result<Weight> {
@@ -14,8 +15,8 @@ pub(crate) fn pack(matrix: &Tensor, format: Format) -> Result<Weight> {
     if format.is_quantised() {
         for row in values.chunks_mut(in_features.max(1)) {
             for weights in row.chunks_mut(GROUP) {
-                let group = Group::quantise(weights, format);
-                weights.iter_mut().enumerate().for_each(|(i, w)| *w = group.value(i));
+                let group = Group::quantise(Isa::Portable, weights, format);
+                weights.iter_mut().enumerate().for_each(|(i, w)| *w = group.value(format, i));
             }
         }
     }
