@@ -85,7 +85,7 @@ impl<const N: usize> Kernel for Chains<N> {
         match (unit, loads) {
             (Unit::Int8Vectors, false) => {
                 let x = L::load_bytes(&black_box([3; BYTES]));
-                let mut sums = [L::no_ints(); N];
+                let mut sums = [L::splat_int(0); N];
                 for _ in 0..steps {
                     let quad = black_box([1, -1, 2, -2]); // else the product would be made once
                     for sum in &mut sums {
@@ -96,7 +96,7 @@ impl<const N: usize> Kernel for Chains<N> {
             }
             (Unit::Int8Vectors, true) => {
                 let held = black_box([[3; BYTES]; HELD]);
-                let mut sums = [L::no_ints(); N];
+                let mut sums = [L::splat_int(0); N];
                 for _ in 0..steps * N / HELD {
                     let quad = black_box([1, -1, 2, -2]);
                     for x in held.as_chunks::<N>().0 {
