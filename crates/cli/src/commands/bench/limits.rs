@@ -132,48 +132,50 @@ fn to_text(isa: Isa, limits: &[Limits]) -> Result<String> {
     let (bold, dim, reset) = (style.bold(), style.dim(), style.reset());
     let available: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
     let mut text = format!("{bold}{}{reset}  of {}\n\n", isa.name(), available.join(", "));
-
-    let align: Vec<Align> =
-        [Align::Left, Align::Left].into_iter().chain(limits.iter().map(|_| Align::Right)).collect();
-    let mut table = Table::new(&align);
-    let row = |first: &str, second: &str, cells: &mut dyn Iterator<Item = String>| {
-        [first.to_owned(), second.to_owned()].into_iter().chain(cells).collect::<Vec<_>>()
-    };
-    let threads = |limits: &Limits| counted(limits.threads);
-    table.row(row("", "", &mut limits.iter().map(threads)));
-    let gigabytes = |limits: &Limits| format!("{:.1} GB/s", limits.read_bandwidth / 1e9);
-    table.row(row("reading", "memory", &mut limits.iter().map(gigabytes)));
-    for (i, unit) in Unit::available(isa).into_iter().enumerate() {
-        let rate = |rate: f64| format!("{:.0} G/s", rate / 1e9);
-        let registers = &mut limits.iter().map(|limits| rate(limits.peaks[i].registers));
-        table.row(row(unit.name(), "in registers", registers));
-        let loads = &mut limits.iter().map(|limits| rate(limits.peaks[i].loads));
-        table.row(row(unit.name(), "from L1", loads));
-    }
-    text += &table.render();
-
-    let config = preset(MODEL)?.config;
+    text += &measured_table(isa, limits).render();
     for limits in limits {
-        text += &format!("\n{MODEL} on {}, at most\n\n", threads(limits));
-        let mut table = Table::new(&[Align::Left, Align::Right, Align::Left, Align::Right, Align::Right]);
-        table.row(["weights", "size", "multiplied by", "prefill tok/s", "decode tok/s"]);
-        for bound in bounds(isa, limits)? {
-            table.row([
-                bound.format.to_string(),
-                bytes(cost::weight_bytes(&config, bound.format)),
-                bound.unit.name().to_owned(),
-                format!("{:.0}", bound.prefill),
-                format!("{:.1}", bound.decode),
-            ]);
-        }
-        text += &table.render();
+        text += &format!("\n{MODEL} on {}, at most\n\n", counted(limits.threads));
+        text += &bounds_table(&bounds(isa, limits)?)?.render();
     }
     text += &format!(
-        "\n{dim}  G/s: operations, two to a multiply-add; prefill by the higher rate, of tiles by that from L1\n  \
-         a prompt of {} tokens, then {} one by one{reset}\n",
+        "\n{dim}  G/s: operations, two to a multiply-add; prefill by the higher rate, of tiles by that from L1{reset}\n\
+         {dim}  a prompt of {} tokens, then {} one by one{reset}\n",
         CASE.prefill, CASE.decode
     );
     Ok(text)
+}
+
+/// A column for each number of threads.
+fn measured_table(isa: Isa, limits: &[Limits]) -> Table {
+    let mut align = vec![Align::Left; 2];
+    align.resize(2 + limits.len(), Align::Right);
+    let mut table = Table::new(&align);
+    let mut row = |what: &str, source: &str, of: &dyn Fn(&Limits) -> String| {
+        table.row([what.to_owned(), source.to_owned()].into_iter().chain(limits.iter().map(of)));
+    };
+    row("", "", &|limits| counted(limits.threads));
+    row("reading", "memory", &|limits| format!("{:.1} GB/s", limits.read_bandwidth / 1e9));
+    for (i, unit) in Unit::available(isa).into_iter().enumerate() {
+        row(unit.name(), "in registers", &|limits| format!("{:.0} G/s", limits.peaks[i].registers / 1e9));
+        row(unit.name(), "from L1", &|limits| format!("{:.0} G/s", limits.peaks[i].loads / 1e9));
+    }
+    table
+}
+
+fn bounds_table(bounds: &[Bound]) -> Result<Table> {
+    let config = preset(MODEL)?.config;
+    let mut table = Table::new(&[Align::Left, Align::Right, Align::Left, Align::Right, Align::Right]);
+    table.row(["weights", "size", "multiplied by", "prefill tok/s", "decode tok/s"]);
+    for bound in bounds {
+        table.row([
+            bound.format.to_string(),
+            bytes(cost::weight_bytes(&config, bound.format)),
+            bound.unit.name().to_owned(),
+            format!("{:.0}", bound.prefill),
+            format!("{:.1}", bound.decode),
+        ]);
+    }
+    Ok(table)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use kanana_tensor::DType;
 
 use super::interruption::Interruption;
 use crate::budget::BLOCK_SIZE;
+use crate::progress::Progress;
 
 /// Tokens in one step of the engine.
 const STEP_TOKENS: usize = 512;
@@ -102,7 +103,7 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// Makes the engine and its cache. Cost: the prefill of the depth, unless it is filled.
     pub fn prepare(model: &Arc<Transformer>, kernels: Arc<dyn Kernels>, setup: Setup<'a>) -> Result<Self> {
-        let Setup { case, kv_dtype, seed, fill_depth, interruption } = setup;
+        let Setup { case, kv_dtype, seed, fill_depth, .. } = setup;
         let context = case.context();
         let options = EngineOptions {
             num_blocks: context.div_ceil(BLOCK_SIZE) * case.batch,
@@ -111,24 +112,42 @@ impl<'a> Bench<'a> {
             prefix_cache: case.depth > 0,
             ..EngineOptions::for_context(context, kv_dtype)
         };
-        let mut engine = Engine::new(Arc::clone(model), kernels, options)?;
+        let engine = Engine::new(Arc::clone(model), kernels, options)?;
         let vocab_size = model.config.vocab_size;
         let contexts: Vec<Vec<u32>> = (0..case.batch as u64)
             .map(|i| tokens(vocab_size, seed.wrapping_add(i << 32)).take(case.depth).collect())
             .collect();
-        for (prompt, i) in contexts.iter().filter(|context| !context.is_empty()).zip(0..) {
-            if fill_depth {
-                engine.fill_prefix(prompt, seed.wrapping_add(i))?;
-                continue;
-            }
+        let mut bench = Bench { engine, setup, contexts, vocab_size };
+        match fill_depth {
+            _ if case.depth == 0 => {}
+            true => bench.fill_contexts()?,
+            false => bench.compute_contexts()?,
+        }
+        Ok(bench)
+    }
+
+    fn fill_contexts(&mut self) -> Result<()> {
+        for (context, i) in self.contexts.iter().zip(0..) {
+            self.engine.fill_prefix(context, self.setup.seed.wrapping_add(i))?;
+        }
+        Ok(())
+    }
+
+    fn compute_contexts(&mut self) -> Result<()> {
+        let tokens: usize = self.contexts.iter().map(Vec::len).sum();
+        let progress = (tokens > STEP_TOKENS).then(|| Progress::of_context(tokens as u64));
+        let mut computed = 0;
+        for context in &self.contexts {
             let params = SamplingParams { max_tokens: Some(1), ..SamplingParams::greedy() };
-            engine.add(Request { prompt: prompt.clone(), params })?;
-            while !engine.is_idle() {
-                engine.step()?;
-                interruption.check()?;
+            self.engine.add(Request { prompt: context.clone(), params })?;
+            for chunk in context.chunks(STEP_TOKENS) {
+                self.engine.step()?;
+                computed += chunk.len() as u64;
+                progress.iter().for_each(|progress| progress.set(computed));
+                self.setup.interruption.check()?;
             }
         }
-        Ok(Bench { engine, setup, contexts, vocab_size })
+        Ok(())
     }
 
     /// Runs the case once, on prompts that no cache has seen.
