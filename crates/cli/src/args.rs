@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kanana_kernels::Format;
+use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
 use crate::commands::{bench, chat, completions, convert, generate, inspect, pull, score, tokenize};
@@ -84,9 +84,13 @@ pub struct ContextArgs {
 #[command(next_help_heading = "Machine")]
 pub struct MemoryArgs {
     /// How weights are stored: auto follows the checkpoint (bf16 unless it is f32); q8 and q4 quantise them while they
-    /// are loaded, to 8.5 and 4.5 bits. Cached keys and values are f32 beside f32 weights, else bf16
+    /// are loaded, to 8.5 and 4.5 bits
     #[arg(long, value_enum, default_value_t = DTypeChoice::Auto)]
     pub dtype: DTypeChoice,
+
+    /// How cached keys and values are stored: auto is f32 beside f32 weights, else bf16; q8 takes half the memory of bf16
+    #[arg(long, value_enum, default_value_t = KvDTypeChoice::Auto)]
+    pub kv_dtype: KvDTypeChoice,
 
     /// Memory for cached keys and values, such as 2GiB [default: what the request needs]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
@@ -139,6 +143,27 @@ impl DTypeChoice {
             (DTypeChoice::Bf16 | DTypeChoice::Auto, _) => Format::BF16,
             (DTypeChoice::Q8, _) => Format::Q8,
             (DTypeChoice::Q4, _) => Format::Q4,
+        }
+    }
+}
+
+/// `--kv-dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvDTypeChoice {
+    Auto,
+    F32,
+    Bf16,
+    Q8,
+}
+
+impl KvDTypeChoice {
+    /// The format to store keys and values in, given that of the weights.
+    pub fn resolve(self, weights: Format) -> KvFormat {
+        match self {
+            KvDTypeChoice::Auto => weights.kv_format(),
+            KvDTypeChoice::F32 => KvFormat::F32,
+            KvDTypeChoice::Bf16 => KvFormat::BF16,
+            KvDTypeChoice::Q8 => KvFormat::Q8,
         }
     }
 }

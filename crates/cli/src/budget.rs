@@ -1,9 +1,9 @@
 //! Whether the run fits in memory, decided before anything is loaded, and how large the KV cache becomes.
 
-use kanana_kernels::Format;
+use kanana_kernels::{Format, KvFormat};
 use kanana_model::{Config, KvCache, cost};
 
-use crate::args::MemoryArgs;
+use crate::args::{KvDTypeChoice, MemoryArgs};
 use crate::hints::failure;
 use crate::{memory, output};
 
@@ -28,6 +28,7 @@ pub struct Demand {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     pub format: Format,
+    pub kv_format: KvFormat,
     /// The longest a sequence may become.
     pub max_context: usize,
     /// Blocks of the KV cache.
@@ -53,7 +54,8 @@ pub fn plan_beside(
 ) -> anyhow::Result<Budget> {
     let available = args.memory_limit.or_else(memory::available).unwrap_or(u64::MAX);
     let models = || std::iter::once(config).chain(draft);
-    let block_of = |config| KvCache::bytes_per_block(config, BLOCK_SIZE, format.kv_dtype()) as u64;
+    let kv_format = args.kv_dtype.resolve(format);
+    let block_of = |config| KvCache::bytes_per_block(config, BLOCK_SIZE, kv_format) as u64;
     let block: u64 = models().map(block_of).sum();
     let least = demand.least.div_ceil(BLOCK_SIZE) as u64;
     let wanted = (demand.context.div_ceil(BLOCK_SIZE) * demand.sequences) as u64;
@@ -69,7 +71,7 @@ pub fn plan_beside(
             output::bytes(available),
             if args.memory_limit.is_some() { "is the limit" } else { "is available" },
         );
-        return Err(failure(message, what_fits(config, format, demand, available)));
+        return Err(failure(message, what_fits(config, format, demand, available, args.kv_dtype)));
     }
     let allowed = args.kv_memory.map_or(wanted, |bytes| bytes / block);
     if allowed < least {
@@ -85,7 +87,7 @@ pub fn plan_beside(
     if max_context < demand.context {
         output::note(format_args!("memory allows {max_context} tokens of context, not {}", demand.context));
     }
-    Ok(Budget { format, max_context, num_blocks, positions: demand.positions })
+    Ok(Budget { format, kv_format, max_context, num_blocks, positions: demand.positions })
 }
 
 /// Everything but keys and values: weights, rotary tables and 5 % for activations.
@@ -95,13 +97,19 @@ fn fixed_bytes(config: &Config, format: Format, context: usize) -> u64 {
 }
 
 /// The smallest changes that would make the run fit.
-fn what_fits(config: &Config, format: Format, demand: Demand, available: u64) -> String {
+fn what_fits(
+    config: &Config,
+    format: Format,
+    demand: Demand,
+    available: u64,
+    kv_dtype: KvDTypeChoice,
+) -> String {
     let tokens = demand.least;
     let mut ways = Vec::new();
     let smaller = Format::ALL.into_iter().skip_while(|&candidate| candidate != format);
     for candidate in smaller {
         let fixed = fixed_bytes(config, candidate, tokens);
-        let per_token = cost::kv_bytes_per_token(config, candidate.kv_dtype()).max(1);
+        let per_token = cost::kv_bytes_per_token(config, kv_dtype.resolve(candidate)).max(1);
         let fitting = (available.saturating_sub(fixed) / per_token) as usize / BLOCK_SIZE * BLOCK_SIZE;
         let flag = if candidate == format { String::new() } else { format!("--dtype {candidate}") };
         match fitting {
@@ -129,6 +137,7 @@ mod tests {
     fn check(limit: &str, demand: Demand, expected: Result<Budget, &[&str]>) {
         let args = MemoryArgs {
             dtype: DTypeChoice::F32,
+            kv_dtype: KvDTypeChoice::Auto,
             kv_memory: None,
             memory_limit: crate::args::parse_bytes(limit).ok(),
         };
@@ -148,7 +157,13 @@ mod tests {
         // 7.77 GiB of weights in f32, 4 MiB for a block of 16 tokens.
         let demand = Demand { context: 8192, least: 100, sequences: 2, positions: 8192 };
         let budget = |max_context, num_blocks| {
-            Ok(Budget { format: Format::F32, max_context, num_blocks, positions: 8192 })
+            Ok(Budget {
+                format: Format::F32,
+                kv_format: KvFormat::F32,
+                max_context,
+                num_blocks,
+                positions: 8192,
+            })
         };
         check("64GiB", demand, budget(8192, 1024));
         check("10GiB", demand, budget(7504, 469));

@@ -74,7 +74,8 @@ impl Source {
                 progress.set(loaded);
             });
         drop(progress);
-        model.with_context(|| format!("cannot load {}", self.name))
+        let model = model.with_context(|| format!("cannot load {}", self.name))?;
+        Ok(model.with_kv_format(budget.kv_format))
     }
 
     /// How the model, and a draft model beside it, fit the demand.
@@ -116,7 +117,7 @@ impl Source {
             num_blocks: budget.num_blocks,
             block_size: BLOCK_SIZE,
             speculation,
-            ..EngineOptions::for_context(budget.max_context, budget.format.kv_dtype())
+            ..EngineOptions::for_context(budget.max_context, budget.kv_format)
         };
         Ok(Engine::new(model, kernels, options)?)
     }

@@ -4,9 +4,8 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use kanana_kernels::Kernels;
+use kanana_kernels::{Kernels, KvFormat};
 use kanana_model::{KvCache, Transformer};
-use kanana_tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::request::check_token;
@@ -31,8 +30,8 @@ pub struct EngineOptions {
     pub max_context: usize,
     /// Reuse the keys and values of a prefix that was computed before.
     pub prefix_cache: bool,
-    /// How keys and values are stored: f32 or bf16.
-    pub kv_dtype: DType,
+    /// How keys and values are stored.
+    pub kv_format: KvFormat,
     /// Who proposes tokens ahead of the model, if anybody.
     pub speculation: Speculation,
 }
@@ -40,7 +39,7 @@ pub struct EngineOptions {
 impl EngineOptions {
     /// The usual block size, token budget and number of sequences, with the blocks that one sequence of `max_context`
     /// tokens fills, and no speculation.
-    pub fn for_context(max_context: usize, kv_dtype: DType) -> Self {
+    pub fn for_context(max_context: usize, kv_format: KvFormat) -> Self {
         EngineOptions {
             num_blocks: max_context.div_ceil(16),
             block_size: 16,
@@ -48,7 +47,7 @@ impl EngineOptions {
             max_sequences: 64,
             max_context,
             prefix_cache: true,
-            kv_dtype,
+            kv_format,
             speculation: Speculation::Off,
         }
     }
@@ -127,9 +126,9 @@ impl Engine {
     /// where a cache cannot be made. Cost: allocates the whole KV cache, and the draft model's.
     pub fn new(model: Arc<Transformer>, kernels: Arc<dyn Kernels>, options: EngineOptions) -> Result<Self> {
         options.validate(model.max_positions())?;
-        let EngineOptions { num_blocks, block_size, kv_dtype, .. } = options;
+        let EngineOptions { num_blocks, block_size, kv_format, .. } = options;
         let proposer = Proposer::new(&model, &kernels, &options)?;
-        let cache = KvCache::new(&*kernels, &model.config, num_blocks, block_size, kv_dtype)?;
+        let cache = KvCache::new(&*kernels, &model.config, num_blocks, block_size, kv_format)?;
         let limits = Limits {
             block_size,
             max_batched_tokens: options.max_batched_tokens,

@@ -142,8 +142,8 @@ impl Proposer {
                         format!("no more than the {positions} positions that the draft model was loaded for");
                     return refuse("max_context", options.max_context.to_string(), &expected);
                 }
-                let EngineOptions { num_blocks, block_size, kv_dtype, .. } = *options;
-                let cache = KvCache::new(&**kernels, &model.config, num_blocks, block_size, kv_dtype)?;
+                let EngineOptions { num_blocks, block_size, kv_format, .. } = *options;
+                let cache = KvCache::new(&**kernels, &model.config, num_blocks, block_size, kv_format)?;
                 Ok(Proposer::Draft(Runner::new(model.clone(), kernels.clone(), cache)))
             }
         }

@@ -14,7 +14,7 @@ use kanana_checkpoint::Checkpoint;
 use kanana_engine::{
     Engine, EngineError, EngineOptions, FinishReason, Request, SamplingParams, SequenceId, Speculation, Stats,
 };
-use kanana_kernels::{Cpu, CpuOptions};
+use kanana_kernels::{Cpu, CpuOptions, KvFormat};
 use kanana_model::{Batch, Config, LoadOptions, Transformer};
 use kanana_tensor::DType;
 use world::{Answer, SEED, World, load_options, prompt, requests, worlds};
@@ -22,7 +22,7 @@ use world::{Answer, SEED, World, load_options, prompt, requests, worlds};
 /// Draft models from the best to the worst: the model itself, its weights in another precision, and a stranger.
 fn drafts(world: &World) -> [Arc<Transformer>; 3] {
     let (same, other) = match world.name {
-        "llama bf16" => (DType::BF16, DType::F32),
+        "llama bf16" | "llama bf16, cache q8" => (DType::BF16, DType::F32),
         _ => (DType::F32, DType::BF16),
     };
     [world.draft(same, SEED), world.draft(other, SEED), world.draft(same, SEED + 1)]
@@ -455,7 +455,7 @@ fn stories260k_repeats_itself() {
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let model = Arc::new(Transformer::load(&checkpoint, &config, &*kernels, &options).unwrap());
     let run = |speculation| {
-        let options = EngineOptions { speculation, ..EngineOptions::for_context(512, DType::F32) };
+        let options = EngineOptions { speculation, ..EngineOptions::for_context(512, KvFormat::F32) };
         let mut engine = Engine::new(model.clone(), kernels.clone(), options).unwrap();
         let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy() };
         engine.add(Request { prompt: prompt.clone(), params }).unwrap();

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use kanana_tensor::{DType, Device, Pool, Tensor};
 
-use crate::ops::{attention, elementwise, embedding, linear, log_sum_exp, rms_norm, rope, route, rows};
+use crate::ops::{
+    attention, check, elementwise, embedding, linear, log_sum_exp, rms_norm, rope, route, rows,
+};
 use crate::runtime::Isa;
 use crate::runtime::Machine;
+use crate::runtime::memory::advise_huge_pages;
 use crate::runtime::threads::Threads;
 use crate::{Format, Kernels, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
@@ -70,7 +73,10 @@ impl Kernels for Cpu {
         Device::Cpu
     }
     fn zeros(&self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        Ok(Tensor::zeros(shape, dtype))
+        let zeros = Tensor::zeros(shape, dtype);
+        // What is large is a cache, of which attention reads a block here and a block there.
+        advise_huge_pages(check::in_op("zeros", zeros.as_bytes())?);
+        Ok(zeros)
     }
     fn upload(&self, host: &Tensor) -> Result<Tensor> {
         Ok(host.clone())
@@ -100,7 +106,7 @@ impl Kernels for Cpu {
         attention::cpu::attention(self.machine(), q, kv, spans, scale)
     }
     fn write_kv(&self, x: &Tensor, cache: &mut Tensor, slots: &Tensor) -> Result<()> {
-        attention::reference::write_kv(x, cache, slots)
+        attention::write::write_kv(self.machine(), x, cache, slots)
     }
     fn silu_mul(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         elementwise::cpu::silu_mul(self.machine(), gate, up)

@@ -14,7 +14,7 @@ mod vocabulary;
 
 pub use cpu::{Cpu, CpuOptions};
 pub use error::{KernelError, Result};
-pub use ops::attention::{KeyValues, Spans};
+pub use ops::attention::{KeyValues, KvFormat, Spans};
 pub use ops::experts::Expert;
 pub use ops::linear::{Format, Weight};
 pub use ops::rope::RopeTable;

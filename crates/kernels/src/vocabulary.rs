@@ -1,5 +1,6 @@
 //! The trait itself. Legend: T packed tokens, D hidden, N query heads, K kv heads, H head_dim, F ffn, V vocabulary,
-//! X experts, S sequences, R any number of rows, A chosen experts per token, B cache blocks, P positions in a block.
+//! X experts, S sequences, R any number of rows, A chosen experts per token, B cache blocks, P positions in a block,
+//! W elements of a stored key or value.
 //!
 //! Every op is a function from tensors to new tensors ([`Kernels::write_kv`] writes in place, and
 //! [`Kernels::scatter_add_rows`] takes its base by value), so that a tape can wrap any implementation: it calls the
@@ -10,8 +11,8 @@
 
 use kanana_tensor::{DType, Device, Tensor};
 
-use crate::ops::experts;
-use crate::{Expert, Format, KeyValues, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::ops::{attention, experts};
+use crate::{Expert, Format, KeyValues, KvFormat, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
 
 /// The operations a transformer is made of, on one machine.
 pub trait Kernels: Send + Sync {
@@ -67,14 +68,21 @@ pub trait Kernels: Send + Sync {
     ///
     /// Shapes: `q [T, N, H]`, keys and values as [`KeyValues`] says → `[T, N, H]`; query head `n` reads kv head
     /// `n / (N/K)`. The last query of a sequence is its last key; with `causal` a query sees the keys up to itself.
-    /// Keys are visited in tiles of `ops::attention::TILE` positions counted from the start of the sequence, so the result does not depend
-    /// on how queries are chunked or keys are paged. Cost: 4·N·H FLOPs per visible (query, key) pair.
-    /// Source: online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867.
+    /// Keys in tiles of `ops::attention::TILE` positions, and those in stretches of `ops::attention::STRETCH`, are counted
+    /// from the start of the sequence, so the result does not depend on how queries are chunked or keys are paged.
+    /// Cost: 4·N·H FLOPs per visible (query, key) pair.
+    ///
+    /// Arithmetic: scores are `scale · (q · k)`. Within a stretch a row has a running maximum m, the f32 sum of its weights
+    /// `exp(score - m)` and the sum of weighted values; both fade by `exp(m before - m)` when a tile raises m. Stretches
+    /// are merged in their order by the same rule. Beside keys and values of 16 or 8 bits, the query and the weights (not
+    /// their sum) are rounded to bf16, and all products are summed in the order of [`Kernels::linear`] over bf16, those
+    /// of a tile's values onto the faded sums; beside f32, nothing is rounded, and the order is that of f32.
+    /// Source: online softmax, Milakov and Gimelshein 2018, arXiv 1805.02867; tiles, Dao et al. 2022, arXiv 2205.14135.
     fn attention(&self, q: &Tensor, kv: KeyValues<'_>, spans: &Spans, scale: f32) -> Result<Tensor>;
 
-    /// Writes new keys or values into a paged cache, rounding to the cache's dtype.
+    /// Writes new keys or values into a paged cache, rounding to its format; of equal slots the last one stays.
     ///
-    /// Shapes: `x [T, K, H]`, `cache [B, K, P, H]` (f32 or bf16), `slots [T] u32`, slot = block·P + offset.
+    /// Shapes: `x [T, K, H]`, `cache [B, K, P, W]` as [`KvFormat`] stores it, `slots [T] u32`, slot = block·P + offset.
     /// Errors: a slot outside the cache; a cache that is shared.
     fn write_kv(&self, x: &Tensor, cache: &mut Tensor, slots: &Tensor) -> Result<()>;
 
@@ -128,6 +136,16 @@ pub trait Kernels: Send + Sync {
     /// Several products of the same input: the query, key and value, or the gate and up projections.
     fn linears(&self, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
         weights.iter().map(|w| self.linear(x, w)).collect()
+    }
+
+    /// Keys or values rounded as a cache of this format rounds them, for attention without one.
+    ///
+    /// Shapes: `x [T, K, H]` → `[T, K, W]`.
+    fn round_kv(&self, x: &Tensor, format: KvFormat) -> Result<Tensor> {
+        match format {
+            KvFormat::F32 | KvFormat::BF16 => self.cast(x, format.dtype()),
+            KvFormat::Q8 => attention::rounded_by_cache(self, x, format),
+        }
     }
 
     /// `base + scale · (x · aᵀ) · bᵀ`: a low-rank update beside a frozen product.

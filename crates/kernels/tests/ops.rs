@@ -7,8 +7,8 @@
 
 use kanana_kernels::runtime::Isa;
 use kanana_kernels::{
-    Cpu, CpuOptions, Expert, Format, Gate, Kernels, KeyValues, Reference, Result, RopeTable, RouterOptions,
-    Spans,
+    Cpu, CpuOptions, Expert, Format, Gate, Kernels, KeyValues, KvFormat, Reference, Result, RopeTable,
+    RouterOptions, Spans,
 };
 use kanana_tensor::{DType, Tensor};
 
@@ -50,7 +50,14 @@ impl Inputs {
     }
 }
 
-const KV_DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+/// For attention. In f32, sums in other orders. Below, weights are rounded to bf16 relative to the largest score so far,
+/// in the reference to the largest of all: where these differ by no power of two, each weight by half a unit (2^-9) twice.
+fn tolerance_of_attention(format: KvFormat) -> f32 {
+    match format {
+        KvFormat::F32 => 5e-6,
+        KvFormat::BF16 | KvFormat::Q8 => 4e-3,
+    }
+}
 
 /// For two products with an activation between them, which all but f32 weights round: a last bit may fall either way.
 fn tolerance_after_rounding(format: Format) -> f32 {
@@ -236,41 +243,51 @@ impl List {
 
     fn attention(&mut self) {
         // (query heads, kv heads, head_dim), each with sequences of (new tokens, context).
-        let heads = [(1, 1, 2), (6, 2, 10), (4, 4, 16), (3, 1, 48), (8, 2, 128)];
+        let heads = [(1, 1, 2), (6, 2, 10), (4, 4, 16), (3, 1, 48), (5, 1, 80), (8, 2, 128)];
         let packed: [&[usize]; 4] = [&[1], &[5, 1, 64], &[63, 65], &[150]];
         let paged: [&[(usize, usize)]; 4] =
             [&[(1, 1)], &[(1, 200), (1, 64), (1, 65)], &[(7, 70), (33, 33)], &[(40, 129)]];
-        for dtype in KV_DTYPES {
+        for format in KvFormat::ALL {
             for causal in [true, false] {
                 for (n, kv, h) in heads {
                     for lens in packed {
-                        let t = lens.iter().sum();
-                        let q = self.inputs.tensor(&[t, n, h]);
-                        let (k, v) = (self.inputs.tensor(&[t, kv, h]), self.inputs.tensor(&[t, kv, h]));
-                        let spans = spans(&lens.iter().map(|&len| (len, len)).collect::<Vec<_>>(), causal);
-                        self.add(
-                            format!("attention packed {dtype} causal={causal} {n}/{kv}x{h} {lens:?}"),
-                            5e-6,
-                            {
-                                move |kernels| {
-                                    let (k, v) = (kernels.cast(&k, dtype)?, kernels.cast(&v, dtype)?);
-                                    let kv = KeyValues::Packed { k: &k, v: &v };
-                                    Ok(vec![kernels.attention(&q, kv, &spans, 0.7 / (h as f32).sqrt())?])
-                                }
-                            },
-                        );
+                        self.packed_attention(format, causal, (n, kv, h), lens);
                     }
                     for (sequences, block_size) in paged.iter().zip([1, 16, 5, 64]) {
-                        self.paged_attention(dtype, causal, (n, kv, h), sequences, block_size);
+                        self.paged_attention(format, causal, (n, kv, h), sequences, block_size);
                     }
                 }
             }
+            // Several stretches: of one query, of queries to either side of a border, of documents.
+            self.paged_attention(format, true, (6, 2, 20), &[(1, 3000)], 16);
+            self.paged_attention(format, true, (2, 1, 32), &[(1, 513), (70, 1060), (3, 512)], 16);
+            self.packed_attention(format, true, (2, 2, 16), &[530, 20]);
+            self.packed_attention(format, false, (2, 1, 16), &[20, 600]);
         }
+    }
+
+    fn packed_attention(
+        &mut self,
+        format: KvFormat,
+        causal: bool,
+        (n, kv, h): (usize, usize, usize),
+        lens: &[usize],
+    ) {
+        let t = lens.iter().sum();
+        let q = self.inputs.tensor(&[t, n, h]);
+        let (k, v) = (self.inputs.tensor(&[t, kv, h]), self.inputs.tensor(&[t, kv, h]));
+        let spans = spans(&lens.iter().map(|&len| (len, len)).collect::<Vec<_>>(), causal);
+        let name = format!("attention packed {format} causal={causal} {n}/{kv}x{h} {lens:?}");
+        self.add(name, tolerance_of_attention(format), move |kernels| {
+            let (k, v) = (kernels.round_kv(&k, format)?, kernels.round_kv(&v, format)?);
+            let kv = KeyValues::Packed { k: &k, v: &v };
+            Ok(vec![kernels.attention(&q, kv, &spans, 0.7 / (h as f32).sqrt())?])
+        });
     }
 
     fn paged_attention(
         &mut self,
-        dtype: DType,
+        format: KvFormat,
         causal: bool,
         (n, kv, h): (usize, usize, usize),
         sequences: &[(usize, usize)],
@@ -305,10 +322,11 @@ impl List {
         let block_table = Tensor::from_slice(&[sequences.len(), entries], &table).unwrap();
         let spans = spans(sequences, causal);
         let name =
-            format!("attention paged {dtype} causal={causal} {n}/{kv}x{h} {sequences:?} by {block_size}");
-        self.add(name, 5e-6, move |kernels| {
-            let shape = [blocks, kv, block_size, h];
-            let (mut k_cache, mut v_cache) = (kernels.zeros(&shape, dtype)?, kernels.zeros(&shape, dtype)?);
+            format!("attention paged {format} causal={causal} {n}/{kv}x{h} {sequences:?} by {block_size}");
+        self.add(name, tolerance_of_attention(format), move |kernels| {
+            let shape = [blocks, kv, block_size, format.row_len(h)];
+            let cache = || kernels.zeros(&shape, format.dtype());
+            let (mut k_cache, mut v_cache) = (cache()?, cache()?);
             kernels.write_kv(&k, &mut k_cache, &slots)?;
             kernels.write_kv(&v, &mut v_cache, &slots)?;
             let kv = KeyValues::Paged { k: &k_cache, v: &v_cache, block_table: &block_table };
@@ -419,6 +437,80 @@ fn products_do_not_depend_on_the_batch() {
     }
 }
 
+/// A query's result is the same to the bit alone, in chunks and in the whole prompt, beside other sequences, and whether
+/// its keys are in blocks or in a row; over several stretches of keys, with values that are no numbers behind some.
+#[test]
+fn attention_does_not_depend_on_the_batch() {
+    const CONTEXT: usize = 600;
+    let (n, kv, h) = (6, 2, 40);
+    let mut inputs = Inputs(4);
+    let (q, k) = (inputs.tensor(&[CONTEXT, n, h]), inputs.tensor(&[CONTEXT, kv, h]));
+    let mut v = inputs.tensor(&[CONTEXT, kv, h]).to_f32_vec().unwrap();
+    v[560 * kv * h + 3] = f32::INFINITY;
+    let v = Tensor::from_slice(&[CONTEXT, kv, h], &v).unwrap();
+    let row_len = n * h;
+    for format in KvFormat::ALL {
+        for (name, kernels) in implementations() {
+            let rounded = [&k, &v].map(|x| kernels.round_kv(x, format).unwrap());
+            let whole = {
+                let kv = KeyValues::Packed { k: &rounded[0], v: &rounded[1] };
+                kernels.attention(&q, kv, &spans(&[(CONTEXT, CONTEXT)], true), 0.3).unwrap()
+            };
+            let whole = whole.as_slice::<f32>().unwrap();
+            let finite = whole[..560 * row_len].iter().all(|x| x.is_finite());
+            assert!(finite, "{name} {format}: a later value spoils an earlier query");
+            // In a cache: blocks of 16 positions, the last first; every sequence of a batch is a beginning of the same one.
+            let blocks = CONTEXT.div_ceil(16);
+            let shape = [blocks, kv, 16, format.row_len(h)];
+            let caches = [&k, &v].map(|x| {
+                let mut cache = kernels.zeros(&shape, format.dtype()).unwrap();
+                let slots: Vec<u32> =
+                    (0..CONTEXT).map(|p| ((blocks - 1 - p / 16) * 16 + p % 16) as u32).collect();
+                kernels.write_kv(x, &mut cache, &Tensor::from_slice(&[CONTEXT], &slots).unwrap()).unwrap();
+                cache
+            });
+            let table: Vec<u32> = (0..blocks as u32).rev().collect();
+            for batch in [vec![(1, 1)], vec![(1, 513), (1, 600)], vec![(3, 66), (100, 550), (37, 577)]] {
+                let rows: Vec<Tensor> = batch
+                    .iter()
+                    .map(|&(queries, context)| q.slice_rows(context - queries..context).unwrap())
+                    .collect();
+                let values: Vec<f32> = rows.iter().flat_map(|q| q.to_f32_vec().unwrap()).collect();
+                let tokens = values.len() / row_len;
+                let tables = Tensor::from_slice(&[batch.len(), blocks], &table.repeat(batch.len())).unwrap();
+                let kv = KeyValues::Paged { k: &caches[0], v: &caches[1], block_table: &tables };
+                let q = Tensor::from_slice(&[tokens, n, h], &values).unwrap();
+                let got = kernels.attention(&q, kv, &spans(&batch, true), 0.3).unwrap();
+                let mut got = got.as_slice::<f32>().unwrap();
+                for &(queries, context) in &batch {
+                    let (rows, rest) = got.split_at(queries * row_len);
+                    let expected = &whole[(context - queries) * row_len..context * row_len];
+                    let same = rows.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{name} {format}: {queries} queries of {context} keys in {batch:?}");
+                    got = rest;
+                }
+            }
+        }
+    }
+}
+
+/// Where two tokens name one slot, the later one stays.
+#[test]
+fn the_last_of_equal_slots_stays() {
+    let x = Inputs(5).tensor(&[9, 3, 20]);
+    let slots = Tensor::from_slice(&[9], &[4u32, 0, 4, 2, 0, 4, 5, 1, 5]).unwrap();
+    for format in KvFormat::ALL {
+        let written = |kernels: &dyn Kernels| {
+            let mut cache = kernels.zeros(&[3, 3, 2, format.row_len(20)], format.dtype()).unwrap();
+            kernels.write_kv(&x, &mut cache, &slots).unwrap();
+            cache.as_bytes().unwrap().to_vec()
+        };
+        for (name, kernels) in implementations() {
+            assert!(written(&kernels) == written(&Reference), "{name} {format}");
+        }
+    }
+}
+
 #[test]
 fn weights_pack_from_every_float_dtype_to_every_format() {
     // Whole steps of four bits.
@@ -456,10 +548,14 @@ fn not_a_number_stays_one() {
         let silu = kernels.silu_mul(&nan, &nan).unwrap();
         assert!(silu.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} silu_mul");
         assert!(kernels.log_sum_exp(&nan).unwrap().to_f32_vec().unwrap()[0].is_nan(), "{name} log_sum_exp");
-        let (q, packed) = (nan.reshape(&[1, 1, 20]).unwrap(), ones.slice_rows(0..1).unwrap());
-        let (k, v) = (packed.reshape(&[1, 1, 20]).unwrap(), packed.reshape(&[1, 1, 20]).unwrap());
-        let kv = KeyValues::Packed { k: &k, v: &v };
-        let y = kernels.attention(&q, kv, &spans(&[(1, 1)], true), 1.0).unwrap();
-        assert!(y.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} attention");
+        let shape = |x: &Tensor| x.slice_rows(0..1).unwrap().reshape(&[1, 1, 20]).unwrap();
+        for (q, k, v) in [(&nan, &ones, &ones), (&ones, &nan, &ones), (&ones, &ones, &nan)] {
+            for format in KvFormat::ALL {
+                let [k, v] = [k, v].map(|x| kernels.round_kv(&shape(x), format).unwrap());
+                let kv = KeyValues::Packed { k: &k, v: &v };
+                let y = kernels.attention(&shape(q), kv, &spans(&[(1, 1)], true), 1.0).unwrap();
+                assert!(y.to_f32_vec().unwrap().iter().all(|y| y.is_nan()), "{name} attention {format}");
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Grouped-query attention with rotary positions and, in the Qwen3 families, norms on queries and keys.
 
 use kanana_kernels::{KeyValues, RopeTable};
-use kanana_tensor::{DType, Tensor};
+use kanana_tensor::Tensor;
 
 use crate::batch::Step;
 use crate::kv_cache::LayerCache;
@@ -20,7 +20,6 @@ pub(crate) struct Attention {
     num_kv_heads: usize,    // K
     head_dim: usize,        // H
     rms_norm_eps: f32,
-    kv_dtype: DType, // keys and values are rounded to this, with a cache and without
 }
 
 impl Attention {
@@ -45,7 +44,6 @@ impl Attention {
             num_kv_heads: k,
             head_dim: h,
             rms_norm_eps: config.rms_norm_eps as f32,
-            kv_dtype: loader.kv_dtype(),
         })
     }
 
@@ -78,7 +76,8 @@ impl Attention {
                 kernels.attention(&q_tnh, kv, &step.spans, scale)?
             }
             _ => {
-                let (k, v) = (kernels.cast(&k_tkh, self.kv_dtype)?, kernels.cast(&v_tkh, self.kv_dtype)?);
+                let round = |x| kernels.round_kv(x, step.kv_format);
+                let (k, v) = (round(&k_tkh)?, round(&v_tkh)?);
                 kernels.attention(&q_tnh, KeyValues::Packed { k: &k, v: &v }, &step.spans, scale)?
             }
         };

@@ -1,6 +1,6 @@
 //! What one forward pass computes: tokens of several sequences, one after another.
 
-use kanana_kernels::{Kernels, Spans};
+use kanana_kernels::{Kernels, KvFormat, Spans};
 use kanana_tensor::Tensor;
 
 use crate::Result;
@@ -46,6 +46,8 @@ impl Batch {
 /// The index data of a batch in the device's memory, for the length of one forward pass.
 pub(crate) struct Step<'a> {
     pub(crate) kernels: &'a dyn Kernels,
+    /// What keys and values are rounded to where no cache does it.
+    pub(crate) kv_format: KvFormat,
     pub(crate) token_ids: Tensor,            // [T] u32
     pub(crate) positions: Tensor,            // [T] u32
     pub(crate) spans: Spans,                 // [S + 1], [S]
@@ -54,7 +56,12 @@ pub(crate) struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    pub(crate) fn new(kernels: &'a dyn Kernels, batch: &Batch, with_cache: bool) -> Result<Self> {
+    pub(crate) fn new(
+        kernels: &'a dyn Kernels,
+        batch: &Batch,
+        kv_format: KvFormat,
+        with_cache: bool,
+    ) -> Result<Self> {
         let upload = |shape: &[usize], values: &[u32]| -> Result<Tensor> {
             Ok(kernels.upload(&Tensor::from_slice(shape, values)?)?)
         };
@@ -62,6 +69,7 @@ impl<'a> Step<'a> {
         let sequences = batch.context_lens.len();
         let mut step = Step {
             kernels,
+            kv_format,
             token_ids: upload(&[tokens], &batch.token_ids)?,
             positions: upload(&[tokens], &batch.positions)?,
             spans: Spans {

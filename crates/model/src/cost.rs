@@ -3,7 +3,7 @@
 //! Shapes: D hidden, N query heads, K kv heads, H head_dim, F ffn, V vocabulary, X experts, A active experts, L layers.
 //! Tests: `cargo test -p kanana-model cost`.
 
-use kanana_kernels::Format;
+use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
 use crate::{Config, Mixture};
@@ -90,14 +90,14 @@ pub fn decode_bytes_per_token(config: &Config, format: Format, context: usize) -
         if config.tie_word_embeddings { 0 } else { (config.vocab_size as u64 - 1).saturating_mul(d) };
     let weights = format.bytes(counts.active - counts.embedding);
     let embedding = format.of_embedding().bytes(counts.embedding - not_read);
-    let cache = u128::from(kv_bytes_per_token(config, format.kv_dtype())) * wide(context);
+    let cache = u128::from(kv_bytes_per_token(config, format.kv_format())) * wide(context);
     narrow(u128::from(weights) + u128::from(embedding) + cache)
 }
 
-/// Bytes of keys and values for every token of context: 2·L·K·H elements.
-pub fn kv_bytes_per_token(config: &Config, dtype: DType) -> u64 {
-    let heads = wide(config.num_key_value_heads) * wide(config.head_dim);
-    narrow(2 * wide(config.num_hidden_layers) * heads * wide(dtype.size()))
+/// Bytes of keys and values for every token of context: 2·L·K rows of H elements.
+pub fn kv_bytes_per_token(config: &Config, format: KvFormat) -> u64 {
+    let heads = wide(config.num_key_value_heads) * wide(format.row_bytes(config.head_dim));
+    narrow(2 * wide(config.num_hidden_layers) * heads)
 }
 
 /// Bytes of all weights in a format.
@@ -110,7 +110,7 @@ pub fn weight_bytes(config: &Config, format: Format) -> u64 {
 pub fn memory_needed(config: &Config, format: Format, context: usize) -> Memory {
     Memory {
         weights: weight_bytes(config, format),
-        kv_cache: narrow(u128::from(kv_bytes_per_token(config, format.kv_dtype())) * wide(context)),
+        kv_cache: narrow(u128::from(kv_bytes_per_token(config, format.kv_format())) * wide(context)),
         rope_table: narrow(wide(context) * wide(config.head_dim) * wide(DType::F32.size())),
     }
 }
@@ -201,8 +201,10 @@ mod tests {
     fn bytes_and_operations_grow_with_the_context() {
         let config = preset("8b").unwrap().config;
         // 2 · 32 layers · 8 heads · 128 · 2 bytes.
-        assert_eq!(kv_bytes_per_token(&config, DType::BF16), 131_072);
-        assert_eq!(kv_bytes_per_token(&config, DType::F32), 262_144);
+        assert_eq!(kv_bytes_per_token(&config, KvFormat::BF16), 131_072);
+        assert_eq!(kv_bytes_per_token(&config, KvFormat::F32), 262_144);
+        // 2 · 32 layers · 8 heads · (128 codes and a scale of 4 bytes).
+        assert_eq!(kv_bytes_per_token(&config, KvFormat::Q8), 67_584);
         // 4 · 32 heads · 128 · 32 layers for every visible token.
         assert_eq!(flops_per_token(&config, 1000) - flops_per_token(&config, 0), 1000 * 524_288);
         let decode = |context| decode_bytes_per_token(&config, Format::BF16, context);

@@ -13,7 +13,7 @@ use crate::{ModelError, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// How weights are stored; the embedding and the output matrix as [`Format::of_embedding`] says. Also decides
-    /// what keys and values are rounded to.
+    /// what keys and values are rounded to, unless [`crate::Transformer::with_kv_format`] does.
     pub format: Format,
     /// Positions the rotary table covers: the longest sequence that will be run, in tokens.
     pub max_positions: usize,
@@ -70,11 +70,6 @@ impl<'a> Loader<'a> {
 
     pub(crate) fn kernels(&self) -> &'a dyn Kernels {
         self.kernels
-    }
-
-    /// What keys and values are rounded to.
-    pub(crate) fn kv_dtype(&self) -> DType {
-        self.format.kv_dtype()
     }
 
     /// A matrix in the layout of the machine.

@@ -1,7 +1,7 @@
 //! The transformer, top to bottom.
 
 use kanana_checkpoint::Checkpoint;
-use kanana_kernels::{Kernels, RopeTable, Weight};
+use kanana_kernels::{Kernels, KvFormat, RopeTable, Weight};
 use kanana_tensor::Tensor;
 
 use crate::attention::Attention;
@@ -21,6 +21,7 @@ pub struct Transformer {
     norm: Tensor,            // [D]
     lm_head: Option<Weight>, // [V, D]; none when tied to the embedding
     rope: RopeTable,         // [P, H/2]
+    kv_format: KvFormat,     // what keys and values are rounded to where no cache does it
 }
 
 /// One block: attention and feed-forward, each behind a norm and beside a residual stream.
@@ -57,7 +58,7 @@ impl Transformer {
 
     /// A model of this shape with weights drawn from a seed: to measure speed, and to test laws that hold for any weights.
     pub fn random(config: &Config, kernels: &dyn Kernels, options: &LoadOptions, seed: u64) -> Result<Self> {
-        let source = Random { seed, dtype: options.format.kv_dtype() };
+        let source = Random { seed, dtype: options.format.kv_format().dtype() };
         Self::build(&Loader::new(kernels, &source, options.format, &|_| ()), config, options)
     }
 
@@ -80,7 +81,13 @@ impl Transformer {
                 false => Some(loader.embedding("lm_head.weight", [config.vocab_size, d])?),
             },
             rope: RopeTable { cos: upload(&cos)?, sin: upload(&sin)? },
+            kv_format: options.format.kv_format(),
         })
+    }
+
+    /// The same model, rounding keys and values to this format where there is no cache: as a cache of it would.
+    pub fn with_kv_format(self, kv_format: KvFormat) -> Self {
+        Transformer { kv_format, ..self }
     }
 
     /// Positions that the rotary table covers: the longest sequence, in tokens.
@@ -111,7 +118,7 @@ impl Transformer {
         mut cache: Option<&mut KvCache>,
         trace: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        let step = Step::new(kernels, batch, cache.is_some())?;
+        let step = Step::new(kernels, batch, self.kv_format, cache.is_some())?;
         let mut x_td = kernels.embedding(&step.token_ids, &self.embed_tokens)?;
         trace("embed_tokens", &x_td);
         for (i, layer) in self.layers.iter().enumerate() {

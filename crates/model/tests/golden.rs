@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use common::{Chunk, block_tables, continue_greedily, paged_batch};
 use kanana_checkpoint::Checkpoint;
-use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, Reference};
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, KvFormat, Reference};
 use kanana_model::{Batch, Config, KvCache, LoadOptions, RopeScaling, Transformer};
-use kanana_tensor::{DType, Tensor};
+use kanana_tensor::Tensor;
 
 /// Largest error of a tensor in f32, as a share of its largest element.
 const F32_TOLERANCE: f32 = 1e-4;
@@ -90,7 +90,7 @@ impl Golden {
             let mut pass = Pass { golden: self, model: &model, kernels, got: &mut got };
             match way {
                 Way::Packed => pass.packed(&group),
-                Way::Paged => pass.paged(&group, format.kv_dtype()),
+                Way::Paged => pass.paged(&group, format.kv_format()),
             }
         }
         got
@@ -171,13 +171,14 @@ impl Pass<'_> {
         self.step(&batch, None, group);
     }
 
-    fn paged(&mut self, group: &[usize], dtype: DType) {
+    fn paged(&mut self, group: &[usize], kv_format: KvFormat) {
         const BLOCK_SIZE: usize = 4;
         const CHUNK: usize = 6;
         let golden = self.golden;
         let lengths: Vec<usize> = group.iter().map(|&s| golden.sequences[s].len()).collect();
         let (tables, num_blocks) = block_tables(&lengths, BLOCK_SIZE, true);
-        let mut cache = KvCache::new(self.kernels, &golden.config, num_blocks, BLOCK_SIZE, dtype).unwrap();
+        let mut cache =
+            KvCache::new(self.kernels, &golden.config, num_blocks, BLOCK_SIZE, kv_format).unwrap();
         for start in (0..*lengths.iter().max().unwrap()).step_by(CHUNK) {
             let unfinished: Vec<usize> = (0..group.len()).filter(|&i| start < lengths[i]).collect();
             let chunk = |&i: &usize| {

@@ -12,9 +12,8 @@ use std::path::Path;
 
 use common::{Chunk, block_tables, paged_batch};
 use kanana_kernels::runtime::Isa;
-use kanana_kernels::{Cpu, CpuOptions, Format};
+use kanana_kernels::{Cpu, CpuOptions, Format, KvFormat};
 use kanana_model::{Batch, Config, KvCache, LoadOptions, Transformer};
-use kanana_tensor::DType;
 
 const LENGTHS: [usize; 4] = [1, 150, 37, 64];
 const MAX_POSITIONS: usize = 160;
@@ -25,7 +24,7 @@ struct Subject {
     name: String,
     model: Transformer,
     kernels: Cpu,
-    dtype: DType,
+    kv_format: KvFormat,
     sequences: Vec<Vec<u32>>,
     positions: Vec<u32>,
 }
@@ -50,14 +49,21 @@ fn subjects(threads: usize) -> Vec<Subject> {
     let mut subjects = vec![];
     for family in ["llama-biased", "llama-yarn", "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-tied"] {
         let isas = if family == "qwen2-moe" { Isa::available() } else { vec![Isa::best()] };
-        for (isa, format) in isas.iter().flat_map(|&isa| Format::ALL.map(|format| (isa, format))) {
+        // Keys and values as usual beside the weights, and 8 bits of them beside bf16.
+        let mut formats: Vec<_> =
+            Format::ALL.into_iter().map(|format| (format, format.kv_format())).collect();
+        formats.push((Format::BF16, KvFormat::Q8));
+        for (&isa, &(format, kv_format)) in isas.iter().flat_map(|isa| formats.iter().map(move |f| (isa, f)))
+        {
             let kernels = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa) });
             let options = LoadOptions { format, max_positions: MAX_POSITIONS };
             subjects.push(Subject {
-                name: format!("{family} {format}, {threads} threads, {}", isa.name()),
-                model: Transformer::random(&widened(family), &kernels, &options, 7).unwrap(),
+                name: format!("{family} {format}, cache {kv_format}, {threads} threads, {}", isa.name()),
+                model: Transformer::random(&widened(family), &kernels, &options, 7)
+                    .unwrap()
+                    .with_kv_format(kv_format),
                 kernels,
-                dtype: format.kv_dtype(),
+                kv_format,
                 sequences: LENGTHS.iter().map(|&length| token_ids(length)).collect(),
                 positions: (0..MAX_POSITIONS as u32).collect(),
             });
@@ -102,7 +108,7 @@ impl Subject {
         let (tables, num_blocks) = block_tables(&LENGTHS, paging.block_size, paging.scattered);
         let config = &self.model.config;
         let mut cache =
-            KvCache::new(&self.kernels, config, num_blocks, paging.block_size, self.dtype).unwrap();
+            KvCache::new(&self.kernels, config, num_blocks, paging.block_size, self.kv_format).unwrap();
         let all: Vec<usize> = (0..self.sequences.len()).collect();
         let groups: Vec<&[usize]> = if paging.together { vec![&all] } else { all.chunks(1).collect() };
         let mut out = vec![vec![]; self.sequences.len()];

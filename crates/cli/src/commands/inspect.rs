@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use kanana_checkpoint::Checkpoint;
-use kanana_kernels::Format;
+use kanana_kernels::{Format, KvFormat};
 use kanana_model::{Config, RopeScaling, TensorReport, compare_tensors, cost, presets};
 use serde_json::{Value, json};
 
@@ -144,7 +144,7 @@ impl Findings {
             let needed = cost::memory_needed(config, format, context);
             let costs = json!({"weights": needed.weights, "kv_cache": needed.kv_cache, "rope_table": needed.rope_table,
                    "total": needed.total(),
-                   "kv_bytes_per_token": cost::kv_bytes_per_token(config, format.kv_dtype()),
+                   "kv_bytes_per_token": cost::kv_bytes_per_token(config, format.kv_format()),
                    "decode_bytes_per_token": cost::decode_bytes_per_token(config, format, context)});
             (format.name().to_string(), costs)
         });
@@ -249,16 +249,14 @@ fn parameters(config: &Config) -> Vec<(&'static str, String)> {
 }
 
 fn costs(config: &Config, context: usize) -> Vec<(&'static str, String)> {
-    let each = |cost: &dyn Fn(Format) -> u64, formats: &[Format]| -> String {
-        let costs = formats.iter().map(|&format| format!("{} in {format}", bytes(cost(format))));
-        costs.collect::<Vec<_>>().join(", ")
+    let read = |format: Format| {
+        format!("{} in {format}", bytes(cost::decode_bytes_per_token(config, format, context)))
     };
-    let read = |format| cost::decode_bytes_per_token(config, format, context);
-    let kept = |format: Format| cost::kv_bytes_per_token(config, format.kv_dtype());
+    let kept = |format: KvFormat| format!("{} in {format}", bytes(cost::kv_bytes_per_token(config, format)));
     vec![
         ("FLOPs", count(cost::flops_per_token(config, context))),
-        ("bytes read", each(&read, &Format::ALL)),
-        ("keys and values", each(&kept, &[Format::F32, Format::BF16])),
+        ("bytes read", Format::ALL.map(read).join(", ")),
+        ("keys and values", KvFormat::ALL.map(kept).join(", ")),
     ]
 }
 

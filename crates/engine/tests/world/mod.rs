@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
 use kanana_engine::{Engine, EngineOptions, FinishReason, Logprobs, Request, SamplingParams, SequenceId};
-use kanana_kernels::{Cpu, CpuOptions, Format, Kernels};
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, KvFormat};
 use kanana_model::{Config, LoadOptions, Transformer, expected_tensors};
 use kanana_tensor::{DType, Tensor};
 
@@ -16,7 +16,7 @@ pub struct World {
     pub name: &'static str,
     pub model: Arc<Transformer>,
     pub kernels: Arc<dyn Kernels>,
-    pub kv_dtype: DType,
+    pub kv_format: KvFormat,
 }
 
 /// The token that [`World::poisoned`] cannot bear.
@@ -37,12 +37,13 @@ const MIXTURE: &str = r#"{"model_type": "mixtral", "hidden_size": 32, "num_hidde
     "max_position_embeddings": 128, "rope_theta": 10000.0, "tie_word_embeddings": false, "hidden_act": "silu",
     "num_local_experts": 5, "num_experts_per_tok": 2, "bos_token_id": 1, "eos_token_id": 2}"#;
 
-fn world(name: &'static str, config: &str, weights: DType, kv_dtype: DType) -> World {
+fn world(name: &'static str, config: &str, weights: DType, kv_format: KvFormat) -> World {
     let kernels: Arc<dyn Kernels> =
         Arc::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }));
     let config = Config::from_json_str(config, name).unwrap();
     let model = Transformer::random(&config, &*kernels, &load_options(weights), SEED).unwrap();
-    World { name, model: Arc::new(model), kernels, kv_dtype }
+    let model = model.with_kv_format(kv_format);
+    World { name, model: Arc::new(model), kernels, kv_format }
 }
 
 fn cpu(threads: usize) -> Arc<dyn Kernels> {
@@ -54,12 +55,13 @@ pub fn load_options(dtype: DType) -> LoadOptions {
     LoadOptions { format, max_positions: MAX_CONTEXT }
 }
 
-/// Dense in f32, dense in bf16, and a mixture of experts.
+/// Dense in f32, dense in bf16, the same with a cache of 8 bits, and a mixture of experts.
 pub fn worlds() -> Vec<World> {
     vec![
-        world("llama f32", LLAMA, DType::F32, DType::F32),
-        world("llama bf16", LLAMA, DType::BF16, DType::BF16),
-        world("mixture f32", MIXTURE, DType::F32, DType::F32),
+        world("llama f32", LLAMA, DType::F32, KvFormat::F32),
+        world("llama bf16", LLAMA, DType::BF16, KvFormat::BF16),
+        world("llama bf16, cache q8", LLAMA, DType::BF16, KvFormat::Q8),
+        world("mixture f32", MIXTURE, DType::F32, KvFormat::F32),
     ]
 }
 
@@ -112,7 +114,7 @@ pub fn alone(world: &World) -> Vec<Answer> {
 impl World {
     /// Room for everything that the tests ask for at once.
     pub fn options(&self) -> EngineOptions {
-        EngineOptions { num_blocks: 64, ..EngineOptions::for_context(MAX_CONTEXT, self.kv_dtype) }
+        EngineOptions { num_blocks: 64, ..EngineOptions::for_context(MAX_CONTEXT, self.kv_format) }
     }
 
     /// The same model on that many threads.

@@ -4,7 +4,7 @@
 
 /// Asks for huge pages under a buffer that is about to be filled: weights are streamed once per token, and with 4 KiB
 /// pages the page walks cost a tenth of the bandwidth. Advice only: nothing is lost where it is not taken.
-pub(crate) fn advise_huge_pages(bytes: &mut [u8]) {
+pub(crate) fn advise_huge_pages(bytes: &[u8]) {
     const HUGE_PAGE: usize = 2 << 20;
     #[cfg(target_os = "linux")]
     {

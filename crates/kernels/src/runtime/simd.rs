@@ -165,14 +165,29 @@ pub(crate) trait Lanes: Integers {
     fn choose(self, a: Self, b: Self) -> Self;
     /// The sum of the lanes by halves: lane i and i + 8, then i + 4, i + 2, i + 1.
     fn sum(self) -> f32;
-    /// Lane j is [`Lanes::sum`] of vector j, to the bit.
+    /// Pairs of the elements of two rows.
     #[inline(always)]
-    fn sums(x: [Self; LANES]) -> Self {
-        let mut sums = [0.0; LANES];
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum = x.sum();
+    fn interleave(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut [bf16; 2 * LANES]) {
+        for i in 0..LANES {
+            (to[2 * i], to[2 * i + 1]) = (first[i], second[i]);
         }
-        Self::load(&sums)
+    }
+    /// Lane i of vector j becomes lane j of vector i. Bits stay as they are, whatever they mean.
+    #[inline(always)]
+    fn transpose(x: [Self; LANES]) -> [Self; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for i in 0..LANES {
+            x[i].store(&mut rows[i]);
+        }
+        let mut turned = [x[0]; LANES];
+        for i in 0..LANES {
+            let mut column = [0.0; LANES];
+            for j in 0..LANES {
+                column[j] = rows[j][i];
+            }
+            turned[i] = Self::load(&column);
+        }
+        turned
     }
     fn prefetch(address: *const u8);
     /// Fewer than sixteen values, the rest `fill`.
@@ -405,36 +420,54 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    fn largest(self) -> f32 {
-        unsafe { _mm512_reduce_max_ps(self.0) }
-    }
-    #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
             let low = _mm512_castps512_ps256(self.0);
             sum_of_eight(_mm256_add_ps(low, _mm512_extractf32x8_ps::<1>(self.0)))
         }
     }
-    /// Each step adds the halves, then quarters, … of two vectors at once and keeps both results in one.
     #[inline(always)]
-    fn sums(x: [Self; LANES]) -> Self {
+    fn interleave(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut [bf16; 2 * LANES]) {
         unsafe {
-            let mut fours = [_mm512_setzero_ps(); 4];
-            for (i, four) in fours.iter_mut().enumerate() {
-                // Vectors i, i + 4, i + 8 and i + 12, whose sums will stand in the four quarters.
-                let (a, b, c, d) = (x[i].0, x[i + 4].0, x[i + 8].0, x[i + 12].0);
-                let ab =
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-                let cd =
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
-                *four =
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
-            }
-            let [a, b, c, d] = fours;
-            let ab = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
-            let cd = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(c, d), _mm512_shuffle_ps::<0xee>(c, d));
-            Avx512(_mm512_add_ps(_mm512_shuffle_ps::<0x88>(ab, cd), _mm512_shuffle_ps::<0xdd>(ab, cd)))
+            let first = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.as_ptr().cast()));
+            let second = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.as_ptr().cast()));
+            let pairs = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
         }
+    }
+    /// Pairs, then fours of lanes of four vectors are put side by side; then quarters of vectors, twice.
+    #[inline(always)]
+    fn transpose(x: [Self; LANES]) -> [Self; LANES] {
+        unsafe {
+            let mut fours = [x[0].0; LANES];
+            for i in 0..4 {
+                let [a, b, c, d] = [x[4 * i].0, x[4 * i + 1].0, x[4 * i + 2].0, x[4 * i + 3].0];
+                let (low_ab, high_ab) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let (low_cd, high_cd) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+                fours[4 * i] = _mm512_shuffle_ps::<0x44>(low_ab, low_cd);
+                fours[4 * i + 1] = _mm512_shuffle_ps::<0xee>(low_ab, low_cd);
+                fours[4 * i + 2] = _mm512_shuffle_ps::<0x44>(high_ab, high_cd);
+                fours[4 * i + 3] = _mm512_shuffle_ps::<0xee>(high_ab, high_cd);
+            }
+            // Quarter q of vector 4 i + j now holds lane 4 q + j of vectors 4 i .. 4 i + 4.
+            let mut turned = x;
+            for j in 0..4 {
+                let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+                let (even_ab, odd_ab) =
+                    (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (even_cd, odd_cd) =
+                    (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                turned[j] = Avx512(_mm512_shuffle_f32x4::<0x88>(even_ab, even_cd));
+                turned[4 + j] = Avx512(_mm512_shuffle_f32x4::<0x88>(odd_ab, odd_cd));
+                turned[8 + j] = Avx512(_mm512_shuffle_f32x4::<0xdd>(even_ab, even_cd));
+                turned[12 + j] = Avx512(_mm512_shuffle_f32x4::<0xdd>(odd_ab, odd_cd));
+            }
+            turned
+        }
+    }
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        unsafe { _mm512_reduce_max_ps(self.0) }
     }
     #[inline(always)]
     fn prefetch(address: *const u8) {
@@ -605,27 +638,6 @@ mod tests {
         }
     }
 
-    struct Sums<'a>(&'a [[f32; LANES]; LANES]);
-    impl Kernel for Sums<'_> {
-        type Output = ([f32; LANES], [f32; LANES]);
-        #[inline(always)]
-        fn run<L: Lanes>(self) -> Self::Output {
-            let mut together = [0.0; LANES];
-            L::sums(self.0.map(|x| L::load(&x))).store(&mut together);
-            (together, self.0.map(|x| L::load(&x).sum()))
-        }
-    }
-
-    #[test]
-    fn sums_are_the_sum_of_each() {
-        let x =
-            std::array::from_fn(|j| std::array::from_fn(|i| ((i * 37 + j * 91) % 101) as f32 * 0.37 - 11.0));
-        for isa in Isa::available() {
-            let (together, each) = dispatch(isa, Sums(&x));
-            assert_eq!(together.map(f32::to_bits), each.map(f32::to_bits), "{isa:?}");
-        }
-    }
-
     #[test]
     fn instruction_sets_agree() {
         let x: [f32; LANES] = std::array::from_fn(|i| (i as f32 - 7.3) * 0.77);
@@ -636,6 +648,29 @@ mod tests {
                 assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{isa:?}: {a} {b}");
             }
             assert!((sum - expected_sum).abs() < 1e-2 * expected_sum.abs(), "{isa:?}");
+        }
+    }
+
+    struct Turn<'a>(&'a [[f32; LANES]; LANES]);
+    impl Kernel for Turn<'_> {
+        type Output = [[f32; LANES]; LANES];
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Self::Output {
+            let mut turned = [[0.0; LANES]; LANES];
+            let rows = L::transpose(self.0.map(|x| L::load(&x)));
+            rows.into_iter().zip(&mut turned).for_each(|(row, to)| row.store(to));
+            turned
+        }
+    }
+
+    #[test]
+    fn transposed_lanes_change_places() {
+        let x: [[f32; LANES]; LANES] = std::array::from_fn(|j| std::array::from_fn(|i| (16 * j + i) as f32));
+        for isa in Isa::available() {
+            let turned = dispatch(isa, Turn(&x));
+            for (i, row) in turned.iter().enumerate() {
+                assert_eq!(*row, x.map(|x| x[i]), "{isa:?}: lane {i}");
+            }
         }
     }
 

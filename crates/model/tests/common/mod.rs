@@ -1,9 +1,8 @@
 //! Steps over a paged cache, cut as a test likes: what an engine would do, without the engine.
 #![allow(dead_code, reason = "every test file is a program of its own and takes what it needs")]
 
-use kanana_kernels::Kernels;
+use kanana_kernels::{Kernels, KvFormat};
 use kanana_model::{Batch, KvCache, Transformer};
-use kanana_tensor::DType;
 
 /// A piece of a sequence that is fed in one step.
 pub struct Chunk<'a> {
@@ -66,7 +65,7 @@ pub fn continue_greedily(
 ) -> Vec<u32> {
     const BLOCK_SIZE: usize = 16;
     let (tables, num_blocks) = block_tables(&[prompt.len() + count], BLOCK_SIZE, true);
-    let mut cache = KvCache::new(kernels, &model.config, num_blocks, BLOCK_SIZE, DType::F32).unwrap();
+    let mut cache = KvCache::new(kernels, &model.config, num_blocks, BLOCK_SIZE, KvFormat::F32).unwrap();
 
     let (mut token_ids, mut positions, mut start, mut chosen) =
         (prompt.to_vec(), positions.to_vec(), 0, vec![]);

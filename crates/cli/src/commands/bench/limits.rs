@@ -73,7 +73,7 @@ impl Bound {
             format,
             unit,
             prefill: CASE.prefill as f64 * limits.of(unit) / prefill_flops(config, &CASE),
-            decode: limits.read_bandwidth / step_bytes(config, format, &CASE).total(),
+            decode: limits.read_bandwidth / step_bytes(config, format, format.kv_format(), &CASE).total(),
         }
     }
 }

@@ -6,9 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use kanana_engine::{Engine, EngineOptions, Request, SamplingParams};
-use kanana_kernels::Kernels;
+use kanana_kernels::{Kernels, KvFormat};
 use kanana_model::Transformer;
-use kanana_tensor::DType;
 
 use super::interruption::Interruption;
 use crate::budget::BLOCK_SIZE;
@@ -85,7 +84,7 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
     pub case: Case,
-    pub kv_dtype: DType,
+    pub kv_format: KvFormat,
     pub seed: u64,
     /// The keys and values of the depth are random, not computed.
     pub fill_depth: bool,
@@ -103,14 +102,14 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// Makes the engine and its cache. Cost: the prefill of the depth, unless it is filled.
     pub fn prepare(model: &Arc<Transformer>, kernels: Arc<dyn Kernels>, setup: Setup<'a>) -> Result<Self> {
-        let Setup { case, kv_dtype, seed, fill_depth, .. } = setup;
+        let Setup { case, kv_format, seed, fill_depth, .. } = setup;
         let context = case.context();
         let options = EngineOptions {
             num_blocks: context.div_ceil(BLOCK_SIZE) * case.batch,
             max_batched_tokens: STEP_TOKENS,
             max_sequences: case.batch,
             prefix_cache: case.depth > 0,
-            ..EngineOptions::for_context(context, kv_dtype)
+            ..EngineOptions::for_context(context, kv_format)
         };
         let engine = Engine::new(Arc::clone(model), kernels, options)?;
         let vocab_size = model.config.vocab_size;
@@ -224,7 +223,7 @@ mod tests {
         for fill_depth in [false, true] {
             let case = Case { depth: 96, prefill: 200, decode: 20, batch: 3 };
             let setup =
-                Setup { case, kv_dtype: DType::BF16, seed: 5, fill_depth, interruption: &interruption };
+                Setup { case, kv_format: KvFormat::BF16, seed: 5, fill_depth, interruption: &interruption };
             let mut bench = Bench::prepare(&model, kernels.clone(), setup).unwrap();
             for round in 0..5 {
                 assert!(bench.round(round).unwrap().step_s > 0.0);

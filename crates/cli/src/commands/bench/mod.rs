@@ -141,8 +141,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     for limits in &machine {
         for &case in &cases {
             output::note(format_args!("{} threads, {case}", limits.threads));
-            let (kv_dtype, seed, fill_depth) = (format.kv_dtype(), args.seed, args.fill_depth);
-            let setup = Setup { case, kv_dtype, seed, fill_depth, interruption: &interruption };
+            let (kv_format, seed, fill_depth) = (budget.kv_format, args.seed, args.fill_depth);
+            let setup = Setup { case, kv_format, seed, fill_depth, interruption: &interruption };
             runs.push(run_case(&model, limits.threads, setup, (args.repeat, peers.as_mut()))?);
         }
     }
@@ -155,6 +155,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         model: subject.name().to_string(),
         config: subject.config(),
         format,
+        kv_format: budget.kv_format,
         isa: isa.name(),
         repeat: args.repeat,
         fill_depth: args.fill_depth,

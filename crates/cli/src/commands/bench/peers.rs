@@ -131,7 +131,7 @@ fn write(
         Subject::Checkpoint(source) => &Checkpoint::open(&source.dir)?,
         Subject::Random(_) => {
             output::note(format_args!("writing the weights for llama-bench to {}", folder.display()));
-            write_random(&random, config, full(format).kv_dtype(), seed, interruption)?;
+            write_random(&random, config, full(format).kv_format().dtype(), seed, interruption)?;
             &Checkpoint::open(&random)?
         }
     };

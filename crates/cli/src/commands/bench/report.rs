@@ -1,6 +1,6 @@
 //! From stopwatch readings to shares of the machine.
 
-use kanana_kernels::Format;
+use kanana_kernels::{Format, KvFormat};
 use kanana_model::{Config, cost};
 use serde_json::{Value, json};
 
@@ -23,6 +23,7 @@ pub struct Report<'a> {
     pub model: String,
     pub config: &'a Config,
     pub format: Format,
+    pub kv_format: KvFormat,
     pub isa: &'static str,
     pub repeat: usize,
     /// The keys and values of the depths are random, not computed.
@@ -49,7 +50,7 @@ impl Report<'_> {
         let Run { case, figures, .. } = run;
         let tokens = (case.prefill * case.batch) as f64;
         let prefill_flops_per_s = prefill_flops(self.config, case) / figures.prefill_s;
-        let step_bytes = step_bytes(self.config, self.format, case);
+        let step_bytes = step_bytes(self.config, self.format, self.kv_format, case);
         let decode_bytes_per_s = step_bytes.total() / figures.step_s;
         let machine = self.machine.iter().find(|machine| machine.threads == run.threads);
         let share =
@@ -102,6 +103,7 @@ impl Report<'_> {
             "model": self.model,
             "parameters": cost::parameters(self.config).total,
             "dtype": self.format.name(),
+            "kv_dtype": self.kv_format.name(),
             "weight_bytes": cost::weight_bytes(self.config, self.format),
             "instruction_set": self.isa,
             "repeat": self.repeat,
@@ -286,7 +288,7 @@ impl StepBytes {
 /// What a step of decoding reads: the weights once, and every sequence's keys and values, half-way through.
 ///
 /// In a mixture, `batch` tokens that choose independently meet `1 - (1 - A/X)^batch` of the experts.
-pub fn step_bytes(config: &Config, format: Format, case: &Case) -> StepBytes {
+pub fn step_bytes(config: &Config, format: Format, kv_format: KvFormat, case: &Case) -> StepBytes {
     let counts = cost::parameters(config);
     let alone = cost::decode_bytes_per_token(config, format, 0) as f64;
     let idle = format.bytes(counts.total - counts.active) as f64;
@@ -297,7 +299,7 @@ pub fn step_bytes(config: &Config, format: Format, case: &Case) -> StepBytes {
         if chosen < 1.0 { idle * (met - chosen) / (1.0 - chosen) } else { 0.0 }
     });
     let positions = (case.decode_context() * case.batch) as f64;
-    let cache = cost::kv_bytes_per_token(config, format.kv_dtype()) as f64 * positions;
+    let cache = cost::kv_bytes_per_token(config, kv_format) as f64 * positions;
     StepBytes { weights: alone + experts, cache }
 }
 
@@ -312,14 +314,22 @@ mod tests {
         let config = preset("nano-2.1b").unwrap().config;
         let case = Case { depth: 400, prefill: 600, decode: 0, batch: 4 };
         let expected = 2.087e9 * 2.0 + 4.0 * 1000.0 * 131_072.0;
-        assert!((step_bytes(&config, Format::BF16, &case).total() / expected - 1.0).abs() < 1e-3);
+        assert!(
+            (step_bytes(&config, Format::BF16, KvFormat::BF16, &case).total() / expected - 1.0).abs() < 1e-3
+        );
     }
 
     #[test]
     fn a_large_batch_meets_every_expert() {
         let config = preset("1.5-15.7b-a3b").unwrap().config;
         let read = |batch| {
-            step_bytes(&config, Format::BF16, &Case { depth: 0, prefill: 0, decode: 0, batch }).total()
+            step_bytes(
+                &config,
+                Format::BF16,
+                KvFormat::BF16,
+                &Case { depth: 0, prefill: 0, decode: 0, batch },
+            )
+            .total()
         };
         let embedding = 128_256.0 * 2048.0 * 2.0; // of which one row is read
         let counts = cost::parameters(&config);

@@ -30,7 +30,7 @@ use crate::runtime::threads::SharedMut;
 /// Elements of a tile of `x` or of weights: 1 KiB.
 const TILE: usize = TILE_ROWS * TILE_K;
 /// Sums of a tile.
-const SUMS: usize = TILE_ROWS * PANEL;
+pub(crate) const SUMS: usize = TILE_ROWS * PANEL;
 /// Tiles along k whose two columns of weights, beside a pair of row tiles, stay in the first-level cache: 16 KiB each.
 const STRETCH: usize = 8;
 /// Rows of `x` in a task, in pairs of tiles: over a stretch, 256 KiB of the second-level cache.
@@ -45,11 +45,11 @@ const PANELS: usize = 8;
 #[repr(C, align(64))]
 struct Square([[f32; SUMS]; 4]);
 
-/// Adds two row tiles by two weight columns over some tiles along k.
+/// Adds two row tiles by two weight columns over some tiles along k, to sums that lie as in a [`Square`].
 ///
 /// Each of the four slices holds `tiles` tiles of 1 KiB, one after another.
 #[inline]
-fn multiply(_: &Tiles, sums: &mut Square, rows: [&[bf16]; 2], weights: [&[bf16]; 2]) {
+pub(crate) fn multiply(_: &Tiles, sums: &mut [[f32; SUMS]; 4], rows: [&[bf16]; 2], weights: [&[bf16]; 2]) {
     let tiles = rows[0].len() / TILE;
     assert!([rows[0], rows[1], weights[0], weights[1]].iter().all(|s| s.len() == tiles * TILE) && tiles > 0);
     // SAFETY: the tile registers are set up (`Tiles`); every load reads 1 KiB inside of a slice checked above, every
@@ -79,7 +79,7 @@ fn multiply(_: &Tiles, sums: &mut Square, rows: [&[bf16]; 2], weights: [&[bf16];
             "tilestored [{sums} + {stride} + 1024], tmm1",
             "tilestored [{sums} + {stride} + 2048], tmm2",
             "tilestored [{sums} + {stride} + 3072], tmm3",
-            sums = in(reg) sums.0.as_mut_ptr(),
+            sums = in(reg) sums.as_mut_ptr(),
             stride = in(reg) 64usize,
             a0 = inout(reg) rows[0].as_ptr() => _,
             a1 = inout(reg) rows[1].as_ptr() => _,
@@ -243,7 +243,7 @@ impl Block<'_> {
                 }
                 let row = |tile: usize| &product.x[tile * product.tiles * TILE..][along(step)];
                 let square = &mut sums[step % columns * self.pairs.len() + p];
-                multiply(&tiles, square, [row(2 * pair), row(2 * pair + 1)], now);
+                multiply(&tiles, &mut square.0, [row(2 * pair), row(2 * pair + 1)], now);
             }
         }
         drop(tiles);

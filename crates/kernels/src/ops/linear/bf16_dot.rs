@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use kanana_tensor::{DType, Tensor, bf16};
 
 use super::Weight;
-use super::cpu::checked_outputs;
+use super::cpu::{Target, checked_outputs};
 use super::pack::{PANEL, TILE_K, panel_len};
 use crate::Result;
 use crate::ops::check;
@@ -151,14 +151,6 @@ pub(crate) struct Rectangle<'a> {
     pub(crate) w_stride: usize,
     pub(crate) panels: usize, // at most PANELS
     pub(crate) pairs: std::ops::Range<usize>,
-}
-
-/// Where a [`Rectangle`]'s sums go: row r to `start + r · stride ..` of `y`, `outputs` of each.
-pub(crate) struct Target<'a> {
-    pub(crate) y: &'a SharedMut<'a, f32>,
-    pub(crate) start: usize,
-    pub(crate) stride: usize,
-    pub(crate) outputs: usize,
 }
 
 impl Rectangle<'_> {

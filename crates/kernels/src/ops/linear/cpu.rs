@@ -141,71 +141,130 @@ impl Kernel for Block<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         match self.product.w.format {
-            Format::BF16 => self.walk::<L, Bf16Tiles>(),
-            _ => self.walk::<L, F32Panels>(),
+            Format::BF16 => self.multiply::<L, Bf16Tiles>(),
+            _ => self.multiply::<L, F32Panels>(),
         }
     }
 }
 
 impl Block<'_> {
     #[inline(always)]
-    fn walk<L: Lanes, W: Panels>(&self) {
-        let panel_len = panel_len(self.product.w.in_features, W::Element::DTYPE);
-        let Ok(weights) = self.product.w.data.as_slice::<W::Element>() else {
+    #[allow(unsafe_code)]
+    fn multiply<L: Lanes, W: Panels>(&self) {
+        let Product { x, x_stride, w, y } = self.product;
+        let w_stride = panel_len(w.in_features, W::Element::DTYPE);
+        let Ok(weights) = w.data.as_slice::<W::Element>() else {
             unreachable!("packed weights are in host memory: this is a bug")
         };
-        let panel = |i: usize| &weights[i * panel_len..][..panel_len];
-        if self.rows.len() < 4 {
-            // Memory-bound: every weight is used a few times at most, so read several streams of them.
-            let mut p = self.panels.start;
-            while p + 4 <= self.panels.end {
-                for row in self.rows.clone() {
-                    let sums = W::sums::<L, 1, 4>(
-                        [self.x(row)],
-                        [panel(p), panel(p + 1), panel(p + 2), panel(p + 3)],
-                    );
-                    self.store(row, p, sums);
-                }
-                p += 4;
-            }
-            for p in p..self.panels.end {
-                for row in self.rows.clone() {
-                    self.store(row, p, W::sums::<L, 1, 1>([self.x(row)], [panel(p)]));
-                }
-            }
-            return;
-        }
-        for p in self.panels.clone() {
-            let mut row = self.rows.start;
-            while row + 12 <= self.rows.end {
-                self.store(row, p, W::sums::<L, 12, 1>(std::array::from_fn(|i| self.x(row + i)), [panel(p)]));
-                row += 12;
-            }
-            while row + 4 <= self.rows.end {
-                self.store(row, p, W::sums::<L, 4, 1>(std::array::from_fn(|i| self.x(row + i)), [panel(p)]));
-                row += 4;
-            }
-            for row in row..self.rows.end {
-                self.store(row, p, W::sums::<L, 1, 1>([self.x(row)], [panel(p)]));
-            }
-        }
+        let rectangle = Rectangle {
+            x: &x[self.rows.start * x_stride..],
+            x_stride: *x_stride,
+            rows: self.rows.len(),
+            w: &weights[self.panels.start * w_stride..],
+            w_stride,
+            panels: self.panels.len(),
+        };
+        let first = self.panels.start * PANEL;
+        let outputs = (self.panels.len() * PANEL).min(w.out_features - first);
+        let start = self.rows.start * w.out_features + first;
+        let to = Target { y, start, stride: w.out_features, outputs };
+        // SAFETY: each (row, panel) belongs to one task.
+        unsafe { rectangle.multiply::<L, W>(&to, false) };
     }
+}
 
-    #[inline(always)]
-    fn x(&self, row: usize) -> &[f32] {
-        &self.product.x[row * self.product.x_stride..][..self.product.x_stride]
-    }
+/// Where sums of rows by panels go: row r to `start + r · stride ..` of `y`, `outputs` of each.
+pub(crate) struct Target<'a> {
+    pub(crate) y: &'a SharedMut<'a, f32>,
+    pub(crate) start: usize,
+    pub(crate) stride: usize,
+    pub(crate) outputs: usize,
+}
 
+/// Rows of inputs and panels of one dtype, all along k.
+pub(crate) struct Rectangle<'a, E> {
+    pub(crate) x: &'a [f32], // [rows][x_stride]
+    pub(crate) x_stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) w: &'a [E], // [panels][w_stride], a panel as `Layout::Panels` has it
+    pub(crate) w_stride: usize,
+    pub(crate) panels: usize,
+}
+
+impl<E> Rectangle<'_, E> {
+    /// Writes the sums, or adds to what is there.
+    ///
+    /// # Safety
+    /// Nobody else uses the target's places meanwhile.
     #[inline(always)]
     #[allow(unsafe_code)]
-    fn store<L: Lanes, const R: usize, const P: usize>(&self, row: usize, panel: usize, sums: [[L; P]; R]) {
-        let outputs = self.product.w.out_features;
-        for (r, sums) in sums.into_iter().enumerate() {
+    pub(crate) unsafe fn multiply<L: Lanes, W: Panels<Element = E>>(&self, to: &Target<'_>, add: bool) {
+        // SAFETY: the caller's promise holds for each part.
+        unsafe {
+            if self.rows < 4 {
+                // Memory-bound: every weight is used a few times at most, so read several streams of them.
+                let mut panel = 0;
+                while panel + 4 <= self.panels {
+                    for row in 0..self.rows {
+                        self.part::<L, W, 1, 4>(row, panel, to, add);
+                    }
+                    panel += 4;
+                }
+                for panel in panel..self.panels {
+                    for row in 0..self.rows {
+                        self.part::<L, W, 1, 1>(row, panel, to, add);
+                    }
+                }
+                return;
+            }
+            for panel in 0..self.panels {
+                let mut row = 0;
+                while row + 12 <= self.rows {
+                    self.part::<L, W, 12, 1>(row, panel, to, add);
+                    row += 12;
+                }
+                while row + 4 <= self.rows {
+                    self.part::<L, W, 4, 1>(row, panel, to, add);
+                    row += 4;
+                }
+                for row in row..self.rows {
+                    self.part::<L, W, 1, 1>(row, panel, to, add);
+                }
+            }
+        }
+    }
+
+    /// `R` rows from `row` on by `P` panels from `panel` on.
+    ///
+    /// # Safety
+    /// As for [`Rectangle::multiply`].
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn part<L: Lanes, W: Panels<Element = E>, const R: usize, const P: usize>(
+        &self,
+        row: usize,
+        panel: usize,
+        to: &Target<'_>,
+        add: bool,
+    ) {
+        let x = std::array::from_fn(|r| &self.x[(row + r) * self.x_stride..][..self.x_stride]);
+        let w = std::array::from_fn(|p| &self.w[(panel + p) * self.w_stride..][..self.w_stride]);
+        let place = |r: usize, p: usize| {
+            let n = (panel + p) * PANEL;
+            // SAFETY: no other task uses these places, and no two ranges are held at once.
+            unsafe { to.y.range(to.start + (row + r) * to.stride + n, PANEL.min(to.outputs - n)) }
+        };
+        let mut sums = [[L::splat(0.0); P]; R];
+        if add {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (p, sum) in sums.iter_mut().enumerate() {
+                    *sum = L::load_partial(place(r, p), 0.0);
+                }
+            }
+        }
+        for (r, sums) in W::sums::<L, R, P>(sums, x, w).into_iter().enumerate() {
             for (p, sum) in sums.into_iter().enumerate() {
-                let n = (panel + p) * PANEL;
-                let lanes = PANEL.min(outputs - n);
-                // SAFETY: each (row, panel) belongs to one task.
-                let to = unsafe { self.product.y.range((row + r) * outputs + n, lanes) };
+                let to = place(r, p);
                 match to.try_into() {
                     Ok(full) => sum.store(full),
                     Err(_) => sum.store_partial(to),
@@ -215,24 +274,28 @@ impl Block<'_> {
     }
 }
 
-/// How one dtype's panels are summed: `R` rows by `P` panels at once.
-trait Panels {
+/// How one dtype's panels are summed: `R` rows by `P` panels at once, onto what was summed before.
+pub(crate) trait Panels {
     type Element: Element;
     fn sums<L: Lanes, const R: usize, const P: usize>(
+        sums: [[L; P]; R],
         x: [&[f32]; R],
         w: [&[Self::Element]; P],
     ) -> [[L; P]; R];
 }
 
-struct F32Panels;
+pub(crate) struct F32Panels;
 
 impl Panels for F32Panels {
     type Element = f32;
 
     /// In the order of k.
     #[inline(always)]
-    fn sums<L: Lanes, const R: usize, const P: usize>(x: [&[f32]; R], w: [&[f32]; P]) -> [[L; P]; R] {
-        let mut sums = [[L::splat(0.0); P]; R];
+    fn sums<L: Lanes, const R: usize, const P: usize>(
+        mut sums: [[L; P]; R],
+        x: [&[f32]; R],
+        w: [&[f32]; P],
+    ) -> [[L; P]; R] {
         let w = w.map(|w| w.as_chunks::<LANES>().0);
         for k in 0..w[0].len() {
             for p in 0..P {
@@ -247,15 +310,18 @@ impl Panels for F32Panels {
     }
 }
 
-struct Bf16Tiles;
+pub(crate) struct Bf16Tiles;
 
 impl Panels for Bf16Tiles {
     type Element = bf16;
 
     /// Over each tile of 32 k, even and odd products apart, then their sum onto the accumulator.
     #[inline(always)]
-    fn sums<L: Lanes, const R: usize, const P: usize>(x: [&[f32]; R], w: [&[bf16]; P]) -> [[L; P]; R] {
-        let mut sums = [[L::splat(0.0); P]; R];
+    fn sums<L: Lanes, const R: usize, const P: usize>(
+        mut sums: [[L; P]; R],
+        x: [&[f32]; R],
+        w: [&[bf16]; P],
+    ) -> [[L; P]; R] {
         let w = w.map(|w| w.as_chunks::<{ 2 * LANES }>().0.as_chunks::<{ TILE_K / 2 }>().0);
         let x = x.map(|x| x.as_chunks::<TILE_K>().0);
         for k in 0..w[0].len() {

@@ -12,10 +12,10 @@ pub(crate) mod quant_amx;
 pub(crate) mod quant_cpu;
 pub(crate) mod reference;
 
-use kanana_tensor::{DType, Tensor};
+use kanana_tensor::Tensor;
 
 use crate::ops::check;
-use crate::{KernelError, Result};
+use crate::{KernelError, KvFormat, Result};
 
 /// How the elements of a weight are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,11 +44,11 @@ impl Format {
         }
     }
 
-    /// What keys and values are rounded to beside weights of this format.
-    pub const fn kv_dtype(self) -> DType {
+    /// What keys and values are usually stored as beside weights of this format.
+    pub const fn kv_format(self) -> KvFormat {
         match self {
-            Format::F32 => DType::F32,
-            _ => DType::BF16,
+            Format::F32 => KvFormat::F32,
+            _ => KvFormat::BF16,
         }
     }
 

@@ -5,6 +5,8 @@
 //! multiply them by `R` rows at a time, on vectors or on the 8-bit matrix unit. All sums within a group are exact
 //! integers, and all ways scale them by the same rounded operations in the same order: a row has the same bits on each.
 
+#![allow(clippy::needless_range_loop)] // Registers are named by row and panel.
+
 use kanana_tensor::{DType, Tensor, bf16};
 
 use super::cpu::checked_outputs;
