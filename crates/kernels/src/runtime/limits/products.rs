@@ -13,6 +13,10 @@ const TILE_PRODUCTS: usize = 400_000;
 /// Vectors that are loaded in turn: 7.5 KiB of the first-level cache.
 const HELD: usize = 120;
 
+/// On cache lines: a load that straddles two of them counts twice.
+#[repr(C, align(64))]
+struct Held<T>([T; HELD]);
+
 /// What one call does.
 #[derive(Clone, Copy)]
 pub(super) struct Work {
@@ -55,7 +59,12 @@ impl Work {
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the unit is there only where the processor has the instruction.
-            Unit::Bf16Vectors => unsafe { dot_pairs(self.products(), self.loads) },
+            Unit::Bf16Vectors => unsafe {
+                match self.loads {
+                    true => dot_pairs::<true>(self.products()),
+                    false => dot_pairs::<false>(self.products()),
+                }
+            },
             #[cfg(target_arch = "x86_64")]
             Unit::Bf16Tiles => tiles::bf16(self.products() / 4, self.loads),
             #[cfg(target_arch = "x86_64")]
@@ -95,11 +104,11 @@ impl<const N: usize> Kernel for Chains<N> {
                 keep::<L>(sums.map(L::from_ints));
             }
             (Unit::Int8Vectors, true) => {
-                let held = black_box([[3; BYTES]; HELD]);
+                let held = black_box(Held([[3; BYTES]; HELD]));
                 let mut sums = [L::splat_int(0); N];
                 for _ in 0..steps * N / HELD {
                     let quad = black_box([1, -1, 2, -2]);
-                    for x in held.as_chunks::<N>().0 {
+                    for x in held.0.as_chunks::<N>().0 {
                         for i in 0..N {
                             sums[i] = L::add_quads(sums[i], L::load_bytes(&x[i]), quad);
                         }
@@ -119,11 +128,11 @@ impl<const N: usize> Kernel for Chains<N> {
                 keep::<L>(sums);
             }
             (_, true) => {
-                let held = black_box([[0.999_999; LANES]; HELD]);
+                let held = black_box(Held([[0.999_999; LANES]; HELD]));
                 let mut sums = [L::splat(0.0); N];
                 for _ in 0..steps * N / HELD {
                     let y = L::splat(black_box(1.000_001));
-                    for x in held.as_chunks::<N>().0 {
+                    for x in held.0.as_chunks::<N>().0 {
                         for i in 0..N {
                             sums[i] = sums[i].fma(L::load(&x[i]), y);
                         }
@@ -146,20 +155,23 @@ fn keep<L: Lanes>(sums: impl IntoIterator<Item = L>) {
 /// bf16 pairs in vectors.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn dot_pairs(products: usize, loads: bool) {
-    use std::arch::x86_64::{__m512bh, _mm512_dpbf16_ps, _mm512_reduce_add_ps, _mm512_setzero_ps};
+fn dot_pairs<const LOADS: bool>(products: usize) {
+    use std::arch::x86_64::{
+        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_reduce_add_ps, _mm512_setzero_ps,
+    };
     const CHAINS: usize = 12;
-
     const ONE: u16 = 0x3f80;
-    let held = black_box([[ONE; 2 * LANES]; HELD]);
-    // SAFETY: 32 numbers of 16 bits are a vector of bf16, whatever the bits.
-    let load = |x: [u16; 2 * LANES]| -> __m512bh { unsafe { std::mem::transmute(x) } };
-    let x = load(held[0]);
+    let held = black_box(Held([[ONE; 2 * LANES]; HELD]));
+    let load = |x: &[u16; 2 * LANES]| -> __m512bh {
+        // SAFETY: the reference is to the 64 bytes that are read, which are 32 bf16 numbers whatever the bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(x.as_ptr().cast())) }
+    };
+    let x = load(&held.0[0]);
     let mut sums = [_mm512_setzero_ps(); CHAINS];
     for _ in 0..products / HELD {
-        for y in held.as_chunks::<CHAINS>().0 {
+        for y in held.0.as_chunks::<CHAINS>().0 {
             for i in 0..CHAINS {
-                let y = if loads { load(y[i]) } else { x };
+                let y = if LOADS { load(&y[i]) } else { x };
                 sums[i] = _mm512_dpbf16_ps(sums[i], x, y);
             }
         }
