@@ -420,6 +420,10 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn largest(self) -> f32 {
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         unsafe {
             let low = _mm512_castps512_ps256(self.0);

@@ -5,7 +5,7 @@ use kanana_tensor::{DType, Tensor, bf16};
 use crate::Result;
 use crate::ops::check;
 use crate::ops::linear::pack::{PANEL, position};
-use crate::ops::linear::quant::{PanelView, panel_bytes};
+use crate::ops::linear::quant::{panel_bytes, value};
 use crate::ops::linear::{Format, Layout, Weight};
 use crate::runtime::Machine;
 
@@ -34,7 +34,7 @@ pub(crate) fn embedding(machine: Machine<'_>, ids: &Tensor, table: &Weight) -> R
             let panel_len = panel_bytes(format, width);
             fill(rows, &|id, k| {
                 let panel = &table[id / PANEL * panel_len..][..panel_len];
-                PanelView::new(format, width, panel).value(format, id % PANEL, k)
+                value(format, width, panel, (id % PANEL, k))
             });
         }
     }

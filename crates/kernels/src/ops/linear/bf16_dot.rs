@@ -31,7 +31,7 @@ const STRETCH: usize = 128;
 /// Rows of a task, at most: 256 KiB over a stretch.
 const BLOCK_ROWS: usize = 84 * ROWS;
 /// Bytes ahead of the reader that are asked for when weights come from memory.
-const PREFETCH: usize = 2048;
+const PREFETCH: usize = 8192;
 
 /// The products of one input with several bf16 weights.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
@@ -116,10 +116,12 @@ impl Block<'_> {
     fn run(&self) {
         let product = self.product;
         let (x_stride, w_stride) = (2 * product.pairs, panel_len(2 * product.pairs, DType::BF16));
-        // With few rows nothing is used often enough to pay for coming back to it.
+        // With few rows nothing is used often enough to pay for coming back to it; one row reads panel after panel, so
+        // that memory is one long stream.
         let stretch = if self.rows.len() <= ROWS { product.pairs.max(1) } else { STRETCH };
-        for panel in self.panels.clone().step_by(PANELS) {
-            let panels = PANELS.min(self.panels.end - panel);
+        let at_once = if self.rows.len() == 1 { 1 } else { PANELS };
+        for panel in self.panels.clone().step_by(at_once) {
+            let panels = at_once.min(self.panels.end - panel);
             for first in (0..product.pairs.max(1)).step_by(stretch) {
                 let rectangle = Rectangle {
                     x: &product.x[self.rows.start * x_stride..],

@@ -71,7 +71,7 @@ impl Format {
             Format::F32 => 4 * weights,
             Format::BF16 => 2 * weights,
             Format::Q8 | Format::Q4 => {
-                let (bytes, held) = (quant::group_bytes(self), quant::GROUP * pack::PANEL);
+                let (bytes, held) = (quant::block_bytes(self), quant::BLOCK * pack::PANEL);
                 (weights as u128 * bytes as u128 / held as u128) as u64
             }
         }

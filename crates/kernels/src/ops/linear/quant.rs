@@ -5,9 +5,10 @@
 //! factor and code is an 8-bit number, so a group is summed in integers from end to end, whatever the unit: one rounding
 //! and one scale to 256 products. So 8.06 and 4.31 bits a weight.
 //!
-//! A panel is 16 outputs. It holds the codes as the 8-bit matrix unit takes them, `[K/64][16 quads of inputs][16 n][4]`
-//! (with 4 bits the quads 8 to 15 are the high halves of the bytes of quads 0 to 7), then the factors,
-//! `[K/64][16 n] u16` of four bits each, then the scales, `[K/256][16 n]`.
+//! A panel is 16 outputs, in blocks of 512 inputs, the last maybe shorter. A block holds the codes as the 8-bit matrix unit
+//! takes them, `[8 steps of 64 inputs][16 quads][16 n][4]` (with 4 bits the quads 8 to 15 are the high halves of the bytes
+//! of quads 0 to 7), then the factors, `[8 steps][16 n] u16` of four bits each, then the scales, `[2 groups][16 n]`. So a
+//! panel is read from end to end, and two groups fill whole cache lines.
 //!
 //! Inputs are quantised too, to 8 signed bits with one scale for each row and group: sums of a group are exact, the
 //! same in any order on any unit, and only the sum over groups is rounded, in the order of k.
@@ -28,6 +29,9 @@ pub(crate) const SUBS: usize = GROUP / SUB;
 pub(crate) const STEP: usize = 64;
 /// Steps of a group.
 pub(crate) const STEPS: usize = GROUP / STEP;
+/// Inputs of a block, and its groups.
+pub(crate) const BLOCK: usize = GROUPS * GROUP;
+pub(crate) const GROUPS: usize = 2;
 /// Bytes of a vector of codes: four inputs of 16 outputs.
 pub(crate) const VECTOR: usize = 4 * PANEL;
 /// Bytes of the codes of a step as 8-bit numbers.
@@ -55,55 +59,65 @@ pub(crate) const fn zero_code(format: Format) -> i32 {
     }
 }
 
-/// Where the parts of a panel start, and where it ends. Units: bytes.
+/// Where the parts of a block start, and where it ends. Units: bytes.
 #[derive(Clone, Copy)]
 struct Parts {
     factors: usize,
     scales: usize,
+    held: usize,
     end: usize,
 }
 
-const fn parts(format: Format, in_features: usize) -> Parts {
-    let steps = in_features.div_ceil(STEP);
+/// The parts of a block of so many inputs.
+#[inline(always)]
+const fn parts(format: Format, inputs: usize) -> Parts {
+    let steps = inputs.div_ceil(STEP);
     let factors = steps * step_len(format);
     let scales = factors + if matches!(format, Format::Q4) { steps * STEP_FACTORS } else { 0 };
-    // Panels start on cache lines.
-    let end = (scales + in_features.div_ceil(GROUP) * PANEL * 2).next_multiple_of(VECTOR);
-    Parts { factors, scales, end }
+    let held = scales + inputs.div_ceil(GROUP) * PANEL * 2;
+    // Blocks start on cache lines.
+    Parts { factors, scales, held, end: held.next_multiple_of(VECTOR) }
+}
+
+/// Where block `b` of a panel of so many inputs lies in it. Units: bytes.
+#[inline(always)]
+fn block_range(format: Format, in_features: usize, b: usize) -> std::ops::Range<usize> {
+    let start = b * parts(format, BLOCK).end;
+    start..start + parts(format, BLOCK.min(in_features - b * BLOCK)).end
 }
 
 /// Bytes of a panel.
 pub(crate) const fn panel_bytes(format: Format, in_features: usize) -> usize {
-    parts(format, in_features).end
+    in_features / BLOCK * parts(format, BLOCK).end + parts(format, in_features % BLOCK).end
 }
 
-/// Bytes of a group of each of the 16 outputs of a panel.
-pub(crate) const fn group_bytes(format: Format) -> usize {
-    panel_bytes(format, 2 * GROUP) / 2
+/// Bytes of a block of [`BLOCK`] inputs of 16 outputs.
+pub(crate) const fn block_bytes(format: Format) -> usize {
+    parts(format, BLOCK).end
 }
 
-/// One panel's bytes.
+/// One block of a panel.
 #[derive(Clone, Copy)]
-pub(crate) struct PanelView<'a> {
-    pub(crate) codes: &'a [u8],             // [K/64][step_len]
-    pub(crate) factors: &'a [[u16; PANEL]], // [K/64] with 4 bits, else none
-    pub(crate) scales: &'a [[bf16; PANEL]], // [K/256]
+pub(crate) struct BlockView<'a> {
+    pub(crate) codes: &'a [u8],             // [steps][step_len]
+    pub(crate) factors: &'a [[u16; PANEL]], // [steps] with 4 bits, else none
+    pub(crate) scales: &'a [[bf16; PANEL]], // [groups]
 }
 
-impl<'a> PanelView<'a> {
+impl<'a> BlockView<'a> {
+    /// Block `b` of a panel.
     #[inline(always)]
-    pub(crate) fn new(format: Format, in_features: usize, panel: &'a [u8]) -> Self {
-        let Parts { factors, scales, end } = parts(format, in_features);
-        let held = scales + in_features.div_ceil(GROUP) * PANEL * 2;
-        assert!(panel.len() == end, "a panel of another size: this is a bug");
-        PanelView {
-            codes: &panel[..factors],
-            factors: bytemuck::cast_slice(&panel[factors..scales]),
-            scales: bytemuck::cast_slice(&panel[scales..held]),
+    pub(crate) fn new(format: Format, in_features: usize, b: usize, panel: &'a [u8]) -> Self {
+        let Parts { factors, scales, held, .. } = parts(format, BLOCK.min(in_features - b * BLOCK));
+        let block = &panel[block_range(format, in_features, b)];
+        BlockView {
+            codes: &block[..factors],
+            factors: bytemuck::cast_slice(&block[factors..scales]),
+            scales: bytemuck::cast_slice(&block[scales..held]),
         }
     }
 
-    /// The weight of input `k` of output `lane`.
+    /// The weight of input `k` of the block, of output `lane`.
     pub(crate) fn value(&self, format: Format, lane: usize, k: usize) -> f32 {
         let (step, quad, place) = (k / STEP, k % STEP / 4, lane * 4 + k % 4);
         let codes = &self.codes[step * step_len(format)..][..step_len(format)];
@@ -121,6 +135,11 @@ impl<'a> PanelView<'a> {
         let steps = factor * (i32::from(code) - zero_code(format));
         steps as f32 * self.scales[k / GROUP][lane].to_f32()
     }
+}
+
+/// The weight of input `k` of output `lane` of a panel.
+pub(crate) fn value(format: Format, in_features: usize, panel: &[u8], (lane, k): (usize, usize)) -> f32 {
+    BlockView::new(format, in_features, k / BLOCK, panel).value(format, lane, k % BLOCK)
 }
 
 /// One output's quantised group.
@@ -161,10 +180,13 @@ impl Group {
         (lane, g): (usize, usize),
         panel: &mut [u8],
     ) {
-        let Parts { factors, scales, .. } = parts(format, in_features);
-        let steps = in_features.div_ceil(STEP) - g * STEPS;
+        let (b, g) = (g / GROUPS, g % GROUPS);
+        let inputs = BLOCK.min(in_features - b * BLOCK);
+        let Parts { factors, scales, .. } = parts(format, inputs);
+        let block = &mut panel[block_range(format, in_features, b)];
+        let steps = inputs.div_ceil(STEP) - g * STEPS;
         for (i, step) in (0..steps.min(STEPS)).map(|i| (i, g * STEPS + i)) {
-            let codes = &mut panel[step * step_len(format)..][..step_len(format)];
+            let codes = &mut block[step * step_len(format)..][..step_len(format)];
             for (quad, values) in self.codes[i * STEP..][..STEP].as_chunks::<4>().0.iter().enumerate() {
                 for (j, &code) in values.iter().enumerate() {
                     let place = lane * 4 + j;
@@ -181,11 +203,11 @@ impl Group {
                     .iter()
                     .rev()
                     .fold(0u16, |word, &factor| (word << 4) | u16::from(factor));
-                panel[factors + step * STEP_FACTORS + 2 * lane..][..2].copy_from_slice(&word.to_le_bytes());
+                block[factors + step * STEP_FACTORS + 2 * lane..][..2].copy_from_slice(&word.to_le_bytes());
             }
         }
         let at = scales + 2 * (g * PANEL + lane);
-        panel[at..][..2].copy_from_slice(&self.scale.to_bits().to_le_bytes());
+        block[at..][..2].copy_from_slice(&self.scale.to_bits().to_le_bytes());
     }
 }
 
@@ -420,7 +442,7 @@ mod tests {
     #[test]
     fn groups_survive_the_layout() {
         for format in QUANTISED {
-            for in_features in [1, 16, 63, 64, 65, 256, 257, 700] {
+            for in_features in [1, 16, 63, 64, 65, 256, 257, 511, 512, 513, 1100] {
                 let mut panel = vec![0; panel_bytes(format, in_features)];
                 let rows: Vec<Vec<f32>> =
                     (0..PANEL).map(|lane| weights(lane as u64 + 7, in_features)).collect();
@@ -433,17 +455,13 @@ mod tests {
                         group.store(format, in_features, (lane, g), &mut panel);
                     }
                 }
-                let panel: &[u8] = &panel;
-                let aligned = kanana_tensor::Tensor::from_slice(&[panel.len()], panel).unwrap();
-                let view = PanelView::new(format, in_features, aligned.as_slice::<u8>().unwrap());
+                let panel = kanana_tensor::Tensor::from_slice(&[panel.len()], &panel).unwrap();
+                let panel = panel.as_slice::<u8>().unwrap();
                 for (lane, groups) in groups.iter().enumerate() {
                     for k in 0..in_features {
                         let expected = groups[k / GROUP].value(format, k % GROUP);
-                        assert_eq!(
-                            view.value(format, lane, k),
-                            expected,
-                            "{format} {in_features}: {lane}, {k}"
-                        );
+                        let got = value(format, in_features, panel, (lane, k));
+                        assert_eq!(got, expected, "{format} {in_features}: {lane}, {k}");
                     }
                 }
             }

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 
 use super::Format;
 use super::pack::{PANEL, TILE_ROWS};
-use super::quant::{STEP, STEP_BYTES, STEPS, zero_code};
+use super::quant::{GROUPS, STEP, STEP_BYTES, STEPS, zero_code};
 use super::quant_cpu::{Block, expanded, scaled};
 use crate::runtime::amx::Tiles;
 use crate::runtime::simd::{Kernel, LANES, Lanes};
@@ -60,15 +60,16 @@ impl OnMatrixUnit<'_> {
         sums.clear();
         sums.resize(rows.len().div_ceil(2 * TILE_ROWS), Square([[0.0; SUMS]; 4]));
         // The last panel may be alone: it is multiplied twice, and stored once.
-        let views = [product.panel(panel), product.panel((panel + 1).min(panels.end - 1))];
+        let pair = [panel, (panel + 1).min(panels.end - 1)];
         let mut room = Expanded([[0; STEPS * STEP_BYTES]; 2]);
         let tiles = Tiles::configure();
         for g in 0..inputs.per_row {
-            let steps = inputs.steps_of(g);
+            let (steps, in_block) = (inputs.steps_of(g), inputs.steps_in_block(g));
+            let views = pair.map(|panel| product.block(panel, g / GROUPS));
             let [room_0, room_1] = &mut room.0;
             let weights = [
-                expanded::<L>(product.format, &views[0], steps.clone(), room_0),
-                expanded::<L>(product.format, &views[1], steps.clone(), room_1),
+                expanded::<L>(product.format, &views[0], in_block.clone(), room_0),
+                expanded::<L>(product.format, &views[1], in_block, room_1),
             ];
             let weights = weights.map(|codes| &codes[..steps.len() * TILE]);
             for (p, sums) in sums.iter_mut().enumerate() {
@@ -77,7 +78,7 @@ impl OnMatrixUnit<'_> {
                 let mut ints = Square([[0; SUMS]; 4]);
                 multiply(&tiles, &mut ints, [rows_of(0), rows_of(1)], weights);
                 for (i, (sums, ints)) in sums.0.iter_mut().zip(&ints.0).enumerate() {
-                    let scales = &views[i % 2].scales[g];
+                    let scales = &views[i % 2].scales[g % GROUPS];
                     let row = first + i / 2 * TILE_ROWS;
                     let sums = sums.as_chunks_mut::<LANES>().0.iter_mut();
                     for (r, (sum, ints)) in sums.zip(ints.as_chunks::<LANES>().0).enumerate() {

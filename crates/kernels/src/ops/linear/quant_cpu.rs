@@ -5,13 +5,15 @@
 //! multiply them by `R` rows at a time, on vectors or on the 8-bit matrix unit. All sums within a group are exact
 //! integers, and all ways scale them by the same rounded operations in the same order: a row has the same bits on each.
 
+#![allow(clippy::needless_range_loop)] // Registers are named by row and panel.
+
 use kanana_tensor::{DType, Tensor, bf16};
 
 use super::cpu::checked_outputs;
 use super::pack::{PANEL, TILE_ROWS};
 use super::quant::{
-    GROUP, InputGroup, PanelView, STEP, STEP_BYTES, STEPS, SUB, SUBS, VECTOR, panel_bytes, quantise_inputs,
-    step_len, zero_code,
+    BlockView, GROUP, GROUPS, InputGroup, STEP, STEP_BYTES, STEPS, SUB, SUBS, VECTOR, panel_bytes,
+    quantise_inputs, step_len, zero_code,
 };
 #[cfg(target_arch = "x86_64")]
 use super::quant_amx::OnMatrixUnit;
@@ -34,7 +36,7 @@ const EXPANDED_ROWS: usize = 3;
 #[cfg(target_arch = "x86_64")]
 const MATRIX_ROWS: usize = 12;
 /// Bytes ahead of the reader that are asked for.
-const PREFETCH: usize = 2048;
+const PREFETCH: usize = 8192;
 
 /// The quantised inputs of all rows.
 pub(crate) struct Inputs {
@@ -109,6 +111,13 @@ impl<'a> InputsView<'a> {
     #[inline(always)]
     fn quads(&self, row: usize, steps: std::ops::Range<usize>) -> &'a [[i8; 4]] {
         self.tiles(row, steps).as_chunks::<4>().0
+    }
+
+    /// The steps of a group in its block.
+    #[inline(always)]
+    pub(crate) fn steps_in_block(&self, group: usize) -> std::ops::Range<usize> {
+        let start = group % GROUPS * STEPS;
+        start..start + self.steps_of(group).len()
     }
 
     /// The steps of a group.
@@ -207,19 +216,19 @@ pub(crate) struct Product<'a> {
 
 impl<'a> Product<'a> {
     #[inline(always)]
-    pub(crate) fn panel(&self, panel: usize) -> PanelView<'a> {
+    pub(crate) fn block(&self, panel: usize, b: usize) -> BlockView<'a> {
         let len = panel_bytes(self.format, self.in_features);
-        PanelView::new(self.format, self.in_features, &self.w[panel * len..][..len])
+        BlockView::new(self.format, self.in_features, b, &self.w[panel * len..][..len])
     }
 
-    /// `outputs` lanes of a row from the first output of a panel on.
+    /// The outputs of some panels in a row, without the padding of the last one.
     #[inline(always)]
     #[allow(unsafe_code)]
     #[allow(clippy::mut_from_ref)] // As `SharedMut::range`.
-    fn target(&self, row: usize, panel: usize) -> &mut [f32] {
+    fn target(&self, row: usize, panel: usize, panels: usize) -> &mut [f32] {
         let n = panel * PANEL;
         // SAFETY: each (row, panel) belongs to one task, which holds one such slice at a time.
-        unsafe { self.y.range(row * self.outputs + n, PANEL.min(self.outputs - n)) }
+        unsafe { self.y.range(row * self.outputs + n, (panels * PANEL).min(self.outputs - n)) }
     }
 }
 
@@ -245,63 +254,46 @@ impl Kernel for &Block<'_> {
 }
 
 impl Block<'_> {
+    /// Panel after panel, so that memory is one long stream.
     #[inline(always)]
     fn walk<L: Lanes, const NIBBLES: bool>(&self) {
-        let mut p = self.panels.start;
-        while p + PANELS <= self.panels.end {
-            self.rows_of::<L, NIBBLES, PANELS>(p);
-            p += PANELS;
-        }
-        for p in p..self.panels.end {
-            self.rows_of::<L, NIBBLES, 1>(p);
-        }
-    }
-
-    #[inline(always)]
-    fn rows_of<L: Lanes, const NIBBLES: bool, const P: usize>(&self, panel: usize) {
-        for row in self.rows.clone() {
-            let sums = self.sums::<L, NIBBLES, P>(row, panel);
-            for (p, sum) in sums.into_iter().enumerate() {
-                self.store(row, panel + p, sum);
+        for panel in self.panels.clone() {
+            for row in self.rows.clone() {
+                let sum = self.sum::<L, NIBBLES>(row, panel);
+                self.store(row, panel, sum);
             }
         }
     }
 
-    /// One row by `P` panels, the codes as they are stored.
+    /// One row by one panel, the codes as they are stored.
     #[inline(always)]
-    fn sums<L: Lanes, const NIBBLES: bool, const P: usize>(&self, row: usize, panel: usize) -> [L; P] {
+    fn sum<L: Lanes, const NIBBLES: bool>(&self, row: usize, panel: usize) -> L {
         let Product { inputs, .. } = self.product;
         let format = if NIBBLES { Format::Q4 } else { Format::Q8 };
-        let mut views = [self.product.panel(panel); P];
-        for (p, view) in views.iter_mut().enumerate() {
-            *view = self.product.panel(panel + p);
-        }
-        let mut sums = [L::splat(0.0); P];
+        let mut sum = L::splat(0.0);
         for g in 0..inputs.per_row {
             let group = inputs.parameters(row, g);
-            let mut ints = [L::splat_int(if NIBBLES { 0 } else { group.minus_sum * zero_code(format) }); P];
-            for (i, step) in inputs.steps_of(g).enumerate() {
-                let quads = inputs.quads(row, step..step + 1);
-                for (ints, view) in ints.iter_mut().zip(&views) {
-                    let codes = &view.codes[step * step_len(format)..][..step_len(format)];
-                    *ints = if NIBBLES {
-                        let subs = &group.minus_sums[i * STEP / SUB..][..STEP / SUB];
-                        add_nibbles::<L>(*ints, codes, &view.factors[step], quads, subs)
-                    } else {
-                        add_bytes::<L>(*ints, codes, quads)
-                    };
-                }
+            let quads = inputs.quads(row, inputs.steps_of(g));
+            let view = self.product.block(panel, g / GROUPS);
+            let mut ints = L::splat_int(if NIBBLES { 0 } else { group.minus_sum * zero_code(format) });
+            for (i, step) in inputs.steps_in_block(g).enumerate() {
+                let codes = &view.codes[step * step_len(format)..][..step_len(format)];
+                let quads = &quads[i * STEP / 4..][..STEP / 4];
+                ints = if NIBBLES {
+                    let subs = &group.minus_sums[i * STEP / SUB..][..STEP / SUB];
+                    add_nibbles::<L>(ints, codes, &view.factors[step], quads, subs)
+                } else {
+                    add_bytes::<L>(ints, codes, quads)
+                };
             }
-            for (p, sum) in sums.iter_mut().enumerate() {
-                *sum = scaled(*sum, ints[p], &views[p].scales[g], group.scale);
-            }
+            sum = scaled(sum, ints, &view.scales[g % GROUPS], group.scale);
         }
-        sums
+        sum
     }
 
     #[inline(always)]
     pub(crate) fn store<L: Lanes>(&self, row: usize, panel: usize, sum: L) {
-        let to = self.product.target(row, panel);
+        let to = self.product.target(row, panel, 1);
         match to.try_into() {
             Ok(full) => sum.store(full),
             Err(_) => sum.store_partial(to),
@@ -313,7 +305,7 @@ impl Block<'_> {
     fn walk_expanded<L: Lanes, const R: usize, const P: usize>(&self) {
         let mut room = Expanded([[0; STEPS * STEP_BYTES]; PANELS]);
         for row in self.rows.clone() {
-            self.panels.clone().for_each(|panel| self.product.target(row, panel).fill(0.0));
+            self.product.target(row, self.panels.start, self.panels.len()).fill(0.0);
         }
         let mut p = self.panels.start;
         while p + P <= self.panels.end {
@@ -328,12 +320,12 @@ impl Block<'_> {
     #[inline(always)]
     fn groups_of<L: Lanes, const R: usize, const P: usize>(&self, panel: usize, room: &mut Expanded) {
         for g in 0..self.product.inputs.per_row {
-            let steps = self.product.inputs.steps_of(g);
+            let steps = self.product.inputs.steps_in_block(g);
             let mut codes: [&[u8]; P] = [&[]; P];
             let mut scales = [L::splat(0.0); P];
             for ((p, room), codes) in room.0.iter_mut().enumerate().zip(&mut codes) {
-                let view = self.product.panel(panel + p);
-                scales[p] = L::load_bf16(&view.scales[g]);
+                let view = self.product.block(panel + p, g / GROUPS);
+                scales[p] = L::load_bf16(&view.scales[g % GROUPS]);
                 *codes = expanded::<L>(self.product.format, &view, steps.clone(), room);
             }
             let mut row = self.rows.start;
@@ -383,17 +375,21 @@ impl Block<'_> {
         }
         for r in 0..R {
             let scale = L::splat(inputs.parameters(row + r, g).scale);
+            let to = self.product.target(row + r, panel, P);
+            let (full, rest) = to.as_chunks_mut::<LANES>();
+            if full.len() == P {
+                for p in 0..P {
+                    let scaled = scales[p].mul(L::from_ints(ints[r][p]));
+                    L::load(&full[p]).fma(scaled, scale).store(&mut full[p]);
+                }
+                continue;
+            }
             for p in 0..P {
-                let to = self.product.target(row + r, panel + p);
-                match to.try_into() {
-                    Ok(full) => {
-                        let full: &mut [f32; LANES] = full;
-                        L::load(full).fma(scales[p].mul(L::from_ints(ints[r][p])), scale).store(full);
-                    }
-                    Err(_) => {
-                        let sum = L::load_partial(to, 0.0);
-                        sum.fma(scales[p].mul(L::from_ints(ints[r][p])), scale).store_partial(to);
-                    }
+                let scaled = scales[p].mul(L::from_ints(ints[r][p]));
+                if p < full.len() {
+                    L::load(&full[p]).fma(scaled, scale).store(&mut full[p]);
+                } else if p == full.len() {
+                    L::load_partial(rest, 0.0).fma(scaled, scale).store_partial(rest);
                 }
             }
         }
@@ -404,11 +400,11 @@ impl Block<'_> {
 #[repr(C, align(64))]
 struct Expanded([[u8; STEPS * STEP_BYTES]; PANELS]);
 
-/// The codes of some steps as 8-bit numbers: where they lie, or made in `room`.
+/// The codes of some steps of a block as 8-bit numbers: where they lie, or made in `room`.
 #[inline(always)]
 pub(crate) fn expanded<'a, L: Lanes>(
     format: Format,
-    view: &PanelView<'a>,
+    view: &BlockView<'a>,
     steps: std::ops::Range<usize>,
     room: &'a mut [u8; STEPS * STEP_BYTES],
 ) -> &'a [u8] {
