@@ -24,7 +24,8 @@ Examples:
   kanana inspect nano-2.1b
 
 Data goes to standard output, everything else to standard error. NO_COLOR is honoured.
-KANANA_LOG=debug shows what the libraries do. This program is independent of Kakao."
+KANANA_LOG=debug shows what the libraries do. KANANA_ISA=portable, avx2, avx512, avx512bf16 or amx
+lowers the instruction set, to measure or to find a fault: `kanana bench limits` lists them. This program is independent of Kakao."
 )]
 pub struct Cli {
     #[command(subcommand)]

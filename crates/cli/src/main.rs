@@ -21,6 +21,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use kanana_kernels::runtime::Isa;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
@@ -33,6 +34,8 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<ExitCode> {
+    let hint = "set it to one of these, or to nothing for the fastest";
+    Isa::chosen().map_err(|error| hints::failure(error, hint))?;
     match command {
         Command::Chat(args) => return chat::run(args),
         Command::Generate(args) => return generate::run(args),

@@ -17,7 +17,13 @@ pub fn available() -> Option<u64> {
 
 /// Most bytes of this process that were ever in memory at once (`VmHWM` of proc(5)).
 pub fn peak() -> Option<u64> {
-    field_kib(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+    peak_of("self")
+}
+
+/// The same of another process, by its number. A process that has ended is known no more; and what `wait4` tells of it
+/// then is at least the peak of whoever started it, whose memory it shared for a moment.
+pub fn peak_of(process: &str) -> Option<u64> {
+    field_kib(&fs::read_to_string(format!("/proc/{process}/status")).ok()?, "VmHWM:")
 }
 
 /// Forgets the peak so far, so that [`peak`] tells of what follows; does nothing where the system cannot.

@@ -51,6 +51,11 @@ impl Progress {
         Self::new(windows, "windows", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")
     }
 
+    /// Of computing so many tokens of context.
+    pub fn of_context(tokens: u64) -> Self {
+        Self::new(tokens, "context", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {rate}  {left}")
+    }
+
     fn new(steps: u64, what: &'static str, template: &str) -> Self {
         // The formatters write into a buffer of the bar's own: that does not fail.
         let rate = |state: &ProgressState, text: &mut dyn Write| {

@@ -189,6 +189,20 @@ impl Engine {
         Ok(outputs)
     }
 
+    /// Puts random keys and values into the prefix cache in the place of those of `tokens`, as far as they fill whole
+    /// blocks: a request whose prompt begins with them is then as fast as behind a context that was computed, and its
+    /// answer means nothing. For measuring what a long context costs.
+    ///
+    /// Errors: [`EngineError::Parameter`] without a prefix cache, [`EngineError::KvMemory`] where too few blocks are free.
+    /// Cost: writes the blocks.
+    pub fn fill_prefix(&mut self, tokens: &[u32], seed: u64) -> Result<()> {
+        if !self.options.prefix_cache {
+            let (got, expected) = ("false".to_owned(), "true to fill a prefix".to_owned());
+            return Err(EngineError::Parameter { field: "prefix_cache", got, expected });
+        }
+        self.scheduler.fill_prefix(tokens, |blocks| self.runner.fill_random(blocks, seed))
+    }
+
     /// Drops a sequence and frees its blocks at once; later steps bring it nothing. False when it has ended already.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         self.scheduler.cancel(id)

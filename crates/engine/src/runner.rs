@@ -99,6 +99,14 @@ impl Runner {
         Ok(guesses)
     }
 
+    /// Writes random keys and values into whole blocks.
+    pub(crate) fn fill_random(&mut self, blocks: &[BlockId], seed: u64) -> Result<()> {
+        let block_size = self.cache.block_size() as u32;
+        let slots: Vec<u32> =
+            blocks.iter().flat_map(|block| block * block_size..(block + 1) * block_size).collect();
+        Ok(self.cache.fill_random(&*self.kernels, &slots, seed)?)
+    }
+
     fn forward(&mut self, chunks: &[Chunk], sequences: &[Sequence]) -> Result<(Batch, Tensor)> {
         let batch = batch(chunks, sequences, self.cache.block_size());
         let hidden_td = self.model.forward(&*self.kernels, &batch, Some(&mut self.cache))?;

@@ -18,7 +18,7 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::block_pool::{BlockId, BlockPool, PrefixId};
 use crate::sequence::Sequence;
-use crate::{SequenceId, Stats};
+use crate::{EngineError, Result, SequenceId, Stats};
 
 /// What may run at once.
 #[derive(Clone, Debug)]
@@ -119,6 +119,30 @@ impl Scheduler {
             budget -= chunk.room;
         }
         chunks
+    }
+
+    /// Makes a prefix findable that no sequence has computed: takes blocks for it, as far as it fills them whole, lets
+    /// `fill` write them, and lets them go. Errors: too few blocks are free; those of `fill`.
+    pub(crate) fn fill_prefix(
+        &mut self,
+        tokens: &[u32],
+        fill: impl FnOnce(&[BlockId]) -> Result<()>,
+    ) -> Result<()> {
+        let block_size = self.limits.block_size;
+        let (needed, num_blocks) = (tokens.len() / block_size, self.pool.num_free());
+        if needed > num_blocks {
+            return Err(EngineError::KvMemory { needed, num_blocks, block_size });
+        }
+        let mut blocks: Vec<BlockId> = (0..needed).map_while(|_| self.pool.allocate()).collect();
+        let filled = fill(&blocks);
+        if filled.is_ok() {
+            let mut prefix = PrefixId::ROOT;
+            for (block, tokens) in blocks.iter_mut().zip(tokens.chunks_exact(block_size)) {
+                (*block, prefix) = self.pool.publish(*block, prefix, tokens);
+            }
+        }
+        blocks.into_iter().rev().for_each(|block| self.pool.release(block));
+        filled
     }
 
     /// The running sequences, in the order of arrival: what [`Chunk::sequence`] points into until [`Self::retire`].

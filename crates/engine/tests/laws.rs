@@ -51,6 +51,39 @@ fn cache_hit_is_miss() {
     }
 }
 
+/// What a bench measures behind a context that was filled: the prefix is not computed, and the rest depends on it.
+#[test]
+fn a_filled_prefix_is_a_cache_hit() {
+    for world in worlds() {
+        let params = SamplingParams { max_tokens: Some(9), logprobs: Some(0), ..SamplingParams::greedy() };
+        let request = Request { prompt: prompt(3, 60), params };
+        let filled = |seed: u64| {
+            let mut engine = world.engine(world.options());
+            engine.engine.fill_prefix(&request.prompt[..50], seed).unwrap();
+            let stats = engine.engine.stats();
+            assert_eq!(stats.free_blocks, stats.num_blocks);
+            let answer = engine.answer(request.clone());
+            assert_eq!(engine.engine.stats().cached_tokens, 48, "three whole blocks");
+            answer
+        };
+        assert_eq!(filled(1), filled(1), "{}", world.name);
+        assert_ne!(filled(1), filled(2), "{}", world.name);
+        assert_ne!(filled(1), world.engine(world.options()).answer(request.clone()), "{}", world.name);
+    }
+}
+
+#[test]
+fn a_prefix_that_cannot_be_filled_is_refused() {
+    let world = worlds().remove(0);
+    let mut engine = world.engine(EngineOptions { prefix_cache: false, ..world.options() });
+    let refused = engine.engine.fill_prefix(&prompt(1, 16), 0);
+    assert!(matches!(refused, Err(EngineError::Parameter { field: "prefix_cache", .. })), "{refused:?}");
+    let mut engine = world.engine(EngineOptions { num_blocks: 2, ..world.options() });
+    let refused = engine.engine.fill_prefix(&prompt(1, 48), 0);
+    assert!(matches!(refused, Err(EngineError::KvMemory { needed: 3, num_blocks: 2, .. })), "{refused:?}");
+    engine.engine.fill_prefix(&prompt(1, 47), 0).unwrap();
+}
+
 #[test]
 fn preempted_is_uninterrupted() {
     let preempted = |engine: &Engine| assert!(engine.stats().preemptions > 0, "{:?}", engine.stats());

@@ -18,7 +18,8 @@ use crate::{Format, Kernels, KeyValues, Packed, Result, RopeTable, RouterOptions
 pub struct CpuOptions {
     /// Threads, the caller's included; `None`: one for each processor this process may use.
     pub threads: Option<usize>,
-    /// The instruction set; `None`, or one that this processor lacks: the best there is.
+    /// The instruction set; `None`, or one that this processor lacks: the one that the environment variable `KANANA_ISA`
+    /// names (see [`Isa::chosen`]), else the best there is.
     pub isa: Option<Isa>,
 }
 
@@ -35,7 +36,8 @@ impl Cpu {
         let threads = options
             .threads
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |count| count.get()));
-        let isa = options.isa.filter(|isa| Isa::available().contains(isa)).unwrap_or_else(Isa::best);
+        let isa = options.isa.filter(|isa| Isa::available().contains(isa));
+        let isa = isa.or_else(|| Isa::chosen().ok()).unwrap_or_else(Isa::best);
         Cpu { threads: Threads::new(threads), isa, pool: Pool::new() }
     }
 

@@ -42,6 +42,16 @@ pub enum KernelError {
         /// How many there are.
         limit: usize,
     },
+    /// The environment asks for an instruction set that this processor lacks, or that there is not.
+    #[error("{variable} is {got:?}, but this processor has {available}")]
+    InstructionSet {
+        /// The environment variable.
+        variable: &'static str,
+        /// Its value.
+        got: String,
+        /// The sets there are.
+        available: String,
+    },
     /// A weight was packed by another implementation of the vocabulary.
     #[error("{op}: the weight was laid out for another device; pack it with the kernels that use it")]
     ForeignWeight {

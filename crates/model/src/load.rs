@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use kanana_checkpoint::Checkpoint;
 use kanana_kernels::{Format, Kernels, Packed, Weight};
-use kanana_tensor::{DType, Tensor, bf16};
+use kanana_tensor::{DType, Tensor};
 
 use crate::linear::Linear;
 use crate::{ModelError, Result, stored, weight_format};
@@ -54,48 +54,6 @@ impl Source for Checkpoint {
     fn release(&self, name: &str) {
         Checkpoint::release(self, name);
     }
-}
-
-/// Weights drawn from a seed: uniform, with the variance 1/K that keeps activations of order one; norms near one.
-pub(crate) struct Random {
-    pub(crate) seed: u64,
-    pub(crate) dtype: DType,
-}
-
-impl Source for Random {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        // A tensor's values follow from its name, so that the order of loading does not matter. (FNV-1a.)
-        let name_hash = name
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-        let mut state = self.seed ^ name_hash;
-        let (centre, reach) = match shape {
-            [_, inputs] => (0.0, (3.0 / *inputs as f32).sqrt()),
-            _ if name.contains("norm") => (1.0, 0.25),
-            _ => (0.0, 0.25),
-        };
-        // Four values from each 64-bit number of a SplitMix64 sequence.
-        let mut values = std::iter::repeat_with(move || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)).to_le_bytes()
-        })
-        .flat_map(|bytes| [0, 2, 4, 6].map(|i| i16::from_le_bytes([bytes[i], bytes[i + 1]])))
-        .map(|x| centre + reach * f32::from(x) / 32768.0);
-        let mut next = || values.next().expect("the sequence has no end: this is a bug");
-        let dtype = if shape.len() == 2 { self.dtype } else { DType::F32 };
-        let mut tensor = Tensor::zeros(shape, dtype);
-        match dtype {
-            DType::BF16 => {
-                tensor.as_mut_slice::<bf16>()?.iter_mut().for_each(|x| *x = bf16::from_f32(next()))
-            }
-            _ => tensor.as_mut_slice::<f32>()?.iter_mut().for_each(|x| *x = next()),
-        }
-        Ok(tensor)
-    }
-
-    fn release(&self, _name: &str) {}
 }
 
 /// Reads tensors and lays them out, one at a time, so that a model is never in memory twice.

@@ -8,7 +8,8 @@ use crate::attention::Attention;
 use crate::batch::Step;
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::LayerCache;
-use crate::load::{Loader, Random};
+use crate::load::Loader;
+use crate::random::Random;
 use crate::{Batch, Config, KvCache, LoadOptions, Result, rope_table};
 
 /// A decoder: embedding, layers, norm, output projection.

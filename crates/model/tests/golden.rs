@@ -125,6 +125,28 @@ fn relative_error(got: &[f32], expected: &[f32]) -> f32 {
     off.fold(0f32, |m, x| if x.is_nan() { f32::INFINITY } else { m.max(x) }) / largest
 }
 
+impl Golden {
+    /// Tokens that went to another expert than in f32: what a mixture makes of them is far off, though what it was given
+    /// is not.
+    fn rerouted(&self, got: &Traced, s: usize) -> Vec<usize> {
+        let off = |name: String, t: usize| {
+            let rows = self.sequences[s].len();
+            let [got, expected] = [got, &self.expected].map(|tensors| &tensors[&name]);
+            let width = expected.len() / rows;
+            let largest = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+            let pairs = got.iter().zip(expected).skip(t * width).take(width);
+            pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+        };
+        let sparse = |&i: &usize| self.config.is_sparse(i);
+        let moved = |t: usize, i: usize| {
+            off(format!("{s}.layers.{i}.self_attn"), t) <= BF16_TOLERANCE
+                && off(format!("{s}.layers.{i}.mlp"), t) > 5.0 * BF16_TOLERANCE
+        };
+        let layers = || (0..self.config.num_hidden_layers).filter(sparse);
+        (0..self.sequences[s].len()).filter(|&t| layers().any(|i| moved(t, i))).collect()
+    }
+}
+
 /// Reads f32 and bf16 tensors, independently of the crate that reads the checkpoints.
 fn read_safetensors(path: &Path) -> Traced {
     let bytes = std::fs::read(path).unwrap();
@@ -229,31 +251,46 @@ fn intermediates_and_logits_packed_and_paged() {
 }
 
 /// bf16 rounds weights, inputs of products, keys and values here, and every result in transformers. Each run is
-/// bounded, and all together must be nearer to f32 than those of transformers.
+/// bounded, and all together must be nearer to f32 than those of transformers. A token whose router is undecided may go
+/// to another expert and is then another token: one of all may.
 #[test]
 fn bf16_stays_within_its_tolerance() {
     for (name, kernels) in all_kernels() {
         for way in [Way::Packed, Way::Paged] {
-            let (mut ours, mut theirs) = (vec![], vec![]);
+            let (mut ours, mut theirs, mut rerouted) = (vec![], vec![], 0);
             for golden in goldens() {
                 let got = golden.run(&*kernels, Format::BF16, way);
                 for s in 0..golden.sequences.len() {
-                    let logits = |suffix: &str| &golden.expected[&format!("{s}.logits{suffix}")];
-                    let error = relative_error(&got[&format!("{s}.logits")], logits(""));
+                    let elsewhere = golden.rerouted(&got, s);
+                    rerouted += elsewhere.len();
+                    let rows = golden.sequences[s].len();
+                    let kept = |logits: &Vec<f32>| -> Vec<f32> {
+                        let rows = logits.chunks_exact(logits.len() / rows).enumerate();
+                        rows.filter(|(t, _)| !elsewhere.contains(t))
+                            .flat_map(|(_, row)| row.to_vec())
+                            .collect()
+                    };
+                    let logits = |suffix: &str| kept(&golden.expected[&format!("{s}.logits{suffix}")]);
+                    let error = relative_error(&kept(&got[&format!("{s}.logits")]), &logits(""));
                     assert!(
                         error <= BF16_TOLERANCE,
                         "{} {name} {way:?}: logits {s} are {error:.1e} off",
                         golden.name
                     );
                     ours.push(error);
-                    theirs.push(relative_error(logits("_bf16"), logits("")));
+                    theirs.push(relative_error(&logits("_bf16"), &logits("")));
                 }
             }
             let mean = |errors: &[f32]| errors.iter().sum::<f32>() / errors.len() as f32;
             let worst = |errors: &[f32]| errors.iter().copied().fold(0.0, f32::max);
-            println!("{name} {way:?}: mean {:.1e}, worst {:.1e}", mean(&ours), worst(&ours));
+            println!(
+                "{name} {way:?}: mean {:.1e}, worst {:.1e}, {rerouted} tokens rerouted",
+                mean(&ours),
+                worst(&ours)
+            );
             println!("transformers: mean {:.1e}, worst {:.1e}", mean(&theirs), worst(&theirs));
             assert!(mean(&ours) < mean(&theirs), "{name} {way:?}: further from f32 than transformers");
+            assert!(rerouted <= 1, "{name} {way:?}: {rerouted} tokens went to other experts");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+mod chosen;
 pub mod limits;
 pub(crate) mod memory;
 pub(crate) mod simd;

@@ -1,38 +1,57 @@
 //! `kanana bench`: how fast a model runs here, and what share of the machine that is.
 
+mod interruption;
+mod limits;
+mod llama_bench;
+mod machine;
 mod measure;
+mod peers;
 mod report;
+mod subject;
 
 use std::sync::Arc;
 
 use anyhow::Result;
-use clap::Args;
-use kanana_kernels::runtime::limits;
-use kanana_kernels::{Cpu, CpuOptions, Format, Kernels};
-use kanana_model::{Config, LoadOptions, Preset, Transformer, preset};
+use clap::{Args, Subcommand};
+use kanana_kernels::runtime::Isa;
+use kanana_kernels::{Cpu, CpuOptions, Format};
+use kanana_model::{Config, Transformer};
 
-use self::measure::{Case, Figures, Setup, measure};
+use self::interruption::Interruption;
+use self::machine::Machine;
+use self::measure::{Bench, Case, Figures, Setup};
+use self::peers::{PeerRates, Peers};
 use self::report::{Report, Run};
-use crate::args::{DTypeChoice, MemoryArgs, OutputArgs, RopeArgs, available_threads, positive, thread_count};
-use crate::budget::{self, Budget, Demand};
-use crate::load::{self, Source};
+use self::subject::{Subject, SubjectArgs};
+use crate::args::{MemoryArgs, OutputArgs, RopeArgs, available_threads, positive, thread_count};
+use crate::budget::{self, BLOCK_SIZE, Budget, Demand};
+use crate::hints::failure;
 use crate::{memory, output};
-
-/// Read to measure the bandwidth: larger than any cache.
-const BANDWIDTH_BYTES: u64 = 1 << 30;
 
 /// Measure prefill and decode.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
 Examples:
   kanana bench --random nano-2.1b --dtype bf16 --threads 2 --prefill 512 --decode 32 --json
   kanana bench --model ./checkpoint --batch 1,4,16
   kanana bench --random 1.5-15.7b-a3b --threads 1,2,4,8
+  kanana bench --random 1.5-3b --yarn --dtype q4 --depth 0,8192,65536 --fill-depth --repeat 1
+  kanana bench --random nano-2.1b --dtype q4 --compare llama-bench
+  kanana bench limits
 
 Every figure is the median of --repeat runs. The speed of decoding is compared with the read bandwidth measured here, in
-this process, on as many threads; the speed of prefill with the measured rate of products of numbers at hand: bf16 on the
-matrix unit where there is one, else f32 multiply-adds.")]
+this process, on as many threads; the speed of prefill with the measured rate of the unit that multiplies with weights of
+this format: bf16 on tiles (AMX) or in vectors (AVX512_BF16) where there are such, else in f32; quantised weights in 8-bit
+integers. With --compare, llama-bench gets a GGUF file of the same weights in the nearest type and runs in turns with us;
+the file is temporary, unless --model is one."
+)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    command: Option<BenchCommand>,
+
     #[command(flatten)]
     subject: SubjectArgs,
 
@@ -43,6 +62,15 @@ pub struct BenchArgs {
     /// Tokens to decode after it
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive)]
     decode: usize,
+
+    /// Tokens of context before the prompt, computed before the clock starts; rounded up to whole blocks of 16
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0", value_parser = whole_blocks)]
+    depth: Vec<usize>,
+
+    /// Fill the cache of --depth with random keys and values instead of computing them, which would take hours for a
+    /// hundred thousand tokens: the same work follows, on other numbers
+    #[arg(long, requires = "depth")]
+    fill_depth: bool,
 
     /// Sequences at once
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = positive)]
@@ -60,6 +88,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Measure llama.cpp on the same weights too: the path of its llama-bench, or the name of it on $PATH
+    #[arg(long, value_name = "PROGRAM")]
+    compare: Option<String>,
+
     #[command(flatten)]
     rope: RopeArgs,
 
@@ -70,111 +102,67 @@ pub struct BenchArgs {
     output: OutputArgs,
 }
 
-/// What is measured.
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-pub struct SubjectArgs {
-    /// A checkpoint folder or a Hub id
-    #[arg(short, long, value_name = "FOLDER|ID")]
-    model: Option<String>,
-
-    /// Random weights of a published shape; `kanana inspect` lists them
-    #[arg(long, value_name = "PRESET")]
-    random: Option<String>,
-}
-
-enum Subject {
-    Checkpoint(Box<Source>),
-    Random(Box<Preset>),
-}
-
-impl Subject {
-    fn open(args: &BenchArgs) -> Result<Self> {
-        if let Some(model) = &args.subject.model {
-            return Ok(Subject::Checkpoint(Box::new(Source::open(model, &args.rope)?)));
-        }
-        let mut preset = preset(args.subject.random.as_deref().unwrap_or_default())?;
-        preset.config = load::apply_rope(&preset.config, &args.rope)?;
-        Ok(Subject::Random(Box::new(preset)))
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Subject::Checkpoint(source) => &source.name,
-            Subject::Random(preset) => preset.name,
-        }
-    }
-
-    fn config(&self) -> &Config {
-        match self {
-            Subject::Checkpoint(source) => &source.config,
-            Subject::Random(preset) => &preset.config,
-        }
-    }
-
-    fn format(&self, dtype: DTypeChoice) -> Result<Format> {
-        match self {
-            Subject::Checkpoint(source) => source.format(dtype),
-            Subject::Random(preset) => Ok(dtype.resolve(preset.config.torch_dtype)),
-        }
-    }
-
-    fn load(&self, kernels: &dyn Kernels, budget: &Budget, seed: u64) -> Result<Transformer> {
-        match self {
-            Subject::Checkpoint(source) => source.load(kernels, budget),
-            Subject::Random(preset) => {
-                let options = LoadOptions { format: budget.format, max_positions: budget.positions };
-                Ok(Transformer::random(&preset.config, kernels, &options, seed)?)
-            }
-        }
-    }
+#[derive(Subcommand)]
+enum BenchCommand {
+    Limits(limits::LimitsArgs),
 }
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let subject = Subject::open(args)?;
+    if let Some(BenchCommand::Limits(args)) = &args.command {
+        return limits::run(args);
+    }
+    let subject = Subject::open(&args.subject, &args.rope)?;
     let format = subject.format(args.memory.dtype)?;
     let threads = if args.threads.is_empty() { vec![available_threads()] } else { args.threads.clone() };
     let cases = cases(args);
     let budget = plan(subject.config(), format, &cases, &args.memory)?;
+    let isa = Isa::chosen()?;
+    let (mut peers, interruption) = match &args.compare {
+        Some(program) if args.batch == [1] => {
+            let interruption = Interruption::noted()?;
+            (Some(Peers::prepare(program, &subject, format, args.seed, &interruption)?), interruption)
+        }
+        Some(_) => return Err(failure("llama-bench runs one sequence", "leave out --batch, or --compare")),
+        None => (None, Interruption::none()),
+    };
 
     output::note("measuring the limits of the machine");
     let mut machine: Vec<Machine> =
-        threads.iter().map(|&threads| Machine::measure(threads, format)).collect();
+        threads.iter().map(|&threads| Machine::measure(threads, isa, format)).collect();
     memory::reset_peak();
     output::note(format_args!("preparing {} in {format}", subject.name()));
     let most = threads.iter().copied().max();
-    let model =
-        Arc::new(subject.load(&Cpu::new(CpuOptions { threads: most, isa: None }), &budget, args.seed)?);
+    let loading = Cpu::new(CpuOptions { threads: most, isa: None });
+    let model = Arc::new(subject.load(&loading, &budget, args.seed)?);
+    drop(loading);
 
     let mut runs = Vec::new();
     for limits in &machine {
-        let kernels = Arc::new(Cpu::new(CpuOptions { threads: Some(limits.threads), isa: None }));
         for &case in &cases {
             output::note(format_args!("{} threads, {case}", limits.threads));
-            let figures = (0..args.repeat).map(|round| {
-                let seed = args.seed.wrapping_add(round as u64 + 1);
-                measure(&model, kernels.clone(), Setup { case, kv_format: budget.kv_format, seed })
-            });
-            let figures = Figures::median(figures.collect::<Result<_>>()?);
-            runs.push(Run { threads: limits.threads, case, figures });
+            let (kv_format, seed, fill_depth) = (budget.kv_format, args.seed, args.fill_depth);
+            let setup = Setup { case, kv_format, seed, fill_depth, interruption: &interruption };
+            runs.push(run_case(&model, limits.threads, setup, (args.repeat, peers.as_mut()))?);
         }
     }
     let peak_memory = memory::peak();
     drop(model);
     // Once more: what else ran on this machine meanwhile may have ended, and the limit is the best that was seen.
-    machine.iter_mut().for_each(|machine| machine.measure_again(format));
+    machine.iter_mut().for_each(|machine| machine.measure_again(isa));
 
     let report = Report {
         model: subject.name().to_string(),
         config: subject.config(),
         format,
         kv_format: budget.kv_format,
-        isa: Cpu::new(CpuOptions { threads: Some(1), isa: None }).isa().name(),
+        isa: isa.name(),
         repeat: args.repeat,
+        fill_depth: args.fill_depth,
         peak_memory,
         machine,
         runs,
+        peers,
     };
     match args.output.json {
         true => output::print_json(&report.to_json()),
@@ -182,11 +170,42 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
+/// Runs a case so many times, in turns with the peers.
+fn run_case(
+    model: &Arc<Transformer>,
+    threads: usize,
+    setup: Setup<'_>,
+    (repeat, mut peers): (usize, Option<&mut Peers>),
+) -> Result<Run> {
+    let Setup { case, seed, interruption, .. } = setup;
+    let kernels = Arc::new(Cpu::new(CpuOptions { threads: Some(threads), isa: None }));
+    let mut bench = Bench::prepare(model, kernels, setup)?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 1..=repeat as u64 {
+        ours.push(bench.round(seed.wrapping_add(round))?);
+        if let Some(peers) = peers.as_deref_mut() {
+            theirs.push(peers.round(threads, &case, interruption)?);
+        }
+    }
+    let files = theirs.first().map_or(0, Vec::len);
+    let of_file = |i| PeerRates::median(&theirs.iter().map(|round| round[i]).collect::<Vec<_>>());
+    Ok(Run { threads, case, figures: Figures::median(&ours), peers: (0..files).map(of_file).collect() })
+}
+
 fn cases(args: &BenchArgs) -> Vec<Case> {
-    let decode = args.decode;
-    let pairs =
-        args.prefill.iter().flat_map(|&prefill| args.batch.iter().map(move |&batch| (prefill, batch)));
-    pairs.map(|(prefill, batch)| Case { prefill, decode, batch }).collect()
+    let mut cases = Vec::new();
+    for &depth in &args.depth {
+        for &prefill in &args.prefill {
+            cases.extend(args.batch.iter().map(|&batch| Case { depth, prefill, decode: args.decode, batch }));
+        }
+    }
+    cases
+}
+
+/// A number of tokens, rounded up to whole blocks of the cache.
+fn whole_blocks(text: &str) -> Result<usize, String> {
+    let tokens: u32 = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
+    Ok((tokens as usize).next_multiple_of(BLOCK_SIZE))
 }
 
 /// Checks that the largest case fits in memory.
@@ -195,49 +214,25 @@ fn plan(config: &Config, format: Format, cases: &[Case], args: &MemoryArgs) -> R
     let context = most(Case::context);
     let sequences = most(|case| case.batch);
     if context > config.context_length() {
-        return Err(crate::hints::failure(
+        return Err(failure(
             format_args!(
                 "the longest case needs {context} tokens, the model was made for {}",
                 config.context_length()
             ),
-            "lower --prefill or --decode, or stretch the context with --yarn",
+            "lower --depth, --prefill or --decode, or stretch the context with --yarn",
         ));
     }
     let demand = Demand { context, least: context, sequences, positions: context };
     let budget = budget::plan(config, format, demand, args)?;
-    let needed = context.div_ceil(budget::BLOCK_SIZE) * sequences;
+    let needed = most(|case| case.context().div_ceil(BLOCK_SIZE) * case.batch);
     if budget.num_blocks < needed {
-        return Err(crate::hints::failure(
+        return Err(failure(
             format_args!(
                 "memory holds {} blocks of keys and values, the largest case needs {needed}",
                 budget.num_blocks
             ),
-            "lower --batch or --prefill",
+            "lower --batch, --depth or --prefill",
         ));
     }
     Ok(budget)
-}
-
-/// What this machine can do at most with so many threads.
-pub struct Machine {
-    pub threads: usize,
-    pub read_bandwidth: f64,  // bytes per second
-    pub arithmetic_peak: f64, // FLOP per second, for weights of the format at hand
-}
-
-impl Machine {
-    fn measure(threads: usize, format: Format) -> Self {
-        let arithmetic_peak = limits::arithmetic_peak(threads, format);
-        Machine { threads, read_bandwidth: bandwidth(threads), arithmetic_peak }
-    }
-
-    fn measure_again(&mut self, format: Format) {
-        self.read_bandwidth = self.read_bandwidth.max(bandwidth(self.threads));
-        self.arithmetic_peak = self.arithmetic_peak.max(limits::arithmetic_peak(self.threads, format));
-    }
-}
-
-fn bandwidth(threads: usize) -> f64 {
-    let bytes = memory::available().map_or(BANDWIDTH_BYTES, |free| BANDWIDTH_BYTES.min(free / 2));
-    limits::read_bandwidth(threads, bytes as usize)
 }

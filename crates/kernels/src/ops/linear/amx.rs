@@ -105,23 +105,6 @@ fn prefetch(slice: &[bf16], part: usize, parts: usize) {
     }
 }
 
-/// FLOPs of one step along k of [`multiply`].
-pub(crate) const STEP_FLOPS: usize = 4 * 2 * TILE_ROWS * PANEL * TILE_K;
-
-/// Multiplies tiles from the first-level cache for `steps` steps, a multiple of eight: the limit of this kernel.
-pub(crate) fn multiply_at_hand(steps: usize) {
-    const TILES: usize = 8;
-    let zeros = Tensor::zeros(&[4 * TILES * TILE], DType::BF16);
-    let Ok(data) = zeros.as_slice::<bf16>() else { return };
-    let part = |i: usize| &data[i * TILES * TILE..][..TILES * TILE];
-    let mut sums = Square([[0.0; SUMS]; 4]);
-    let tiles = Tiles::configure();
-    for _ in 0..steps / TILES {
-        multiply(&tiles, &mut sums.0, [part(0), part(1)], [part(2), part(3)]);
-    }
-    std::hint::black_box(&sums);
-}
-
 /// The products of one input with several bf16 weights.
 pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> Result<Vec<Tensor>> {
     let (tokens, mut outputs) = checked_outputs(machine, x, weights)?;

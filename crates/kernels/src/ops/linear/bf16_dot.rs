@@ -177,6 +177,8 @@ impl Rectangle<'_> {
         }
     }
 
+    /// # Safety
+    /// As for [`Rectangle::multiply`], which checked that the slices hold what is read.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn all_rows<const P: usize>(&self, to: &Target<'_>, accumulate: bool) {
         let mut row = 0;
@@ -198,6 +200,9 @@ impl Rectangle<'_> {
     }
 
     /// `R` rows from row `first`.
+    ///
+    /// # Safety
+    /// As for [`Rectangle::all_rows`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     #[inline]
     unsafe fn some_rows<const R: usize, const P: usize>(
