@@ -232,10 +232,10 @@ mod tests {
     }
 
     #[test]
-    fn four_bits_are_4_and_a_half_and_the_embedding_8_and_a_half() {
+    fn scales_and_factors_are_counted() {
         let config = preset("nano-2.1b").unwrap().config;
         let counts = parameters(&config);
-        let expected = counts.non_embedding() as f64 * 4.5 / 8.0 + counts.embedding as f64 * 8.5 / 8.0;
+        let expected = counts.non_embedding() as f64 * 4.3125 / 8.0 + counts.embedding as f64 * 8.0625 / 8.0;
         assert!((weight_bytes(&config, Format::Q4) as f64 / expected - 1.0).abs() < 1e-6);
         assert_eq!(decode_bytes_per_token(&config, Format::Q4, 0), weight_bytes(&config, Format::Q4));
     }
