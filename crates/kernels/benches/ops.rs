@@ -76,8 +76,8 @@ fn linear(criterion: &mut Criterion) {
                 let id = BenchmarkId::new(format!("{outputs}x{inputs}"), tokens);
                 let x = LazyCell::new(|| values(&[tokens, inputs]));
                 group.bench_function(id, |bencher| {
-                    let mut in_turns = weights.iter().cycle();
-                    bencher.iter(|| cpu.linear(&x, in_turns.next().unwrap()).unwrap());
+                    let (x, mut in_turns) = (&*x, weights.iter().cycle());
+                    bencher.iter(|| cpu.linear(x, in_turns.next().unwrap()).unwrap());
                 });
             }
         }

@@ -28,8 +28,9 @@ Examples:
   kanana bench limits --threads 1,8 --json
   KANANA_ISA=avx2 kanana bench limits
 
-Reading streams a gigabyte, from huge pages where the system gives them. Products are measured on numbers that stay in
-registers, and with one operand of every product loaded from the first-level cache. The best of five counts.")]
+Reading streams a gigabyte, from huge pages where the system gives them. Products are measured on
+numbers that stay in registers, and with one operand of every product loaded from the first-level
+cache. The best of several short runs counts.")]
 pub struct LimitsArgs {
     /// Threads to measure [default: 1, 2, 4 and so on up to all available cores]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = thread_count)]

@@ -38,15 +38,16 @@ Examples:
   kanana bench --random nano-2.1b --dtype bf16 --threads 2 --prefill 512 --decode 32 --json
   kanana bench --model ./checkpoint --batch 1,4,16
   kanana bench --random 1.5-15.7b-a3b --threads 1,2,4,8
-  kanana bench --random 1.5-3b --yarn --dtype q4 --depth 0,8192,65536 --fill-depth --repeat 1
+  kanana bench --random 1.5-2.1b --yarn --dtype q4 --depth 0,8192,65536 --fill-depth --repeat 1
   kanana bench --random nano-2.1b --dtype q4 --compare llama-bench
   kanana bench limits
 
-Every figure is the median of --repeat runs. The speed of decoding is compared with the read bandwidth measured here, in
-this process, on as many threads; the speed of prefill with the measured rate of the unit that multiplies with weights of
-this format: bf16 on tiles (AMX) or in vectors (AVX512_BF16) where there are such, else in f32; quantised weights in 8-bit
-integers. With --compare, llama-bench gets a GGUF file of the same weights in the nearest type and runs in turns with us;
-the file is temporary, unless --model is one."
+Every figure is the median of --repeat runs. Decoding is compared with the read bandwidth measured
+here, in this process, on as many threads; prefill with the measured rate of the unit that
+multiplies with weights of this format: bf16 on tiles (AMX) or in vectors (AVX512_BF16) where there
+are such, else in f32; quantised weights in 8-bit integers. With --compare, llama-bench gets a GGUF
+file of the same weights in the nearest type and runs in turns with us; the file is temporary,
+unless --model is one."
 )]
 pub struct BenchArgs {
     #[command(subcommand)]
