@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use kanana_tensor::{DType, Tensor, bf16};
 
-use super::tile::{Panel, Stored, load_rows, pack_keys, pack_values, prefetch};
+use super::tile::{Ahead, Panel, Stored, load_rows, pack_keys, pack_values};
 use super::unit::{Fma, Operands, Unit};
 use super::{Arguments, KeyValues, Positions, STRETCH, Spans, TILE, check_attention};
 use crate::Result;
@@ -258,22 +258,21 @@ impl<U: Unit, S: Stored<Panel = U::Panel>> Task<'_, U, S> {
                     first: tile,
                     count: TILE.min(stretch_end - tile),
                 };
-                load_rows(args, self.k, positions, width, loaded);
-                pack_keys::<L, U::Panel>(loaded, width, keys);
-                load_rows(args, self.v, positions, width, loaded);
-                pack_values::<L, U::Panel>(loaded, width, values);
-                let cuts = args.visible(work.sequence, queries.start) < tile + positions.count;
-                if cuts && queries.len() > 1 && !U::Panel::all_finite(loaded) {
-                    apart = true;
-                    break 'stretches;
-                }
                 let next = Positions {
                     first: tile + TILE,
                     count: TILE.min(end.saturating_sub(tile + TILE)),
                     ..positions
                 };
-                prefetch::<L, S>(args, self.k, next);
-                prefetch::<L, S>(args, self.v, next);
+                let loaded_keys = load_rows(args, self.k, positions, width, loaded);
+                pack_keys::<L, S>(&loaded_keys, keys, &Ahead { args, from: self.k, positions: next });
+                let loaded_values = load_rows(args, self.v, positions, width, loaded);
+                pack_values::<L, S>(&loaded_values, values, &Ahead { args, from: self.v, positions: next });
+                let cuts = args.visible(work.sequence, queries.start) < tile + positions.count;
+                let all_finite = || loaded_values.iter().all(|row| U::Panel::all_finite(row));
+                if cuts && queries.len() > 1 && !all_finite() {
+                    apart = true;
+                    break 'stretches;
+                }
                 for block in 0..blocks {
                     let first = block * U::ROWS;
                     let count = U::ROWS.min(rows - first);
@@ -284,7 +283,7 @@ impl<U: Unit, S: Stored<Panel = U::Panel>> Task<'_, U, S> {
                     if visible(first + count - 1) == 0 {
                         continue;
                     }
-                    scores.fill(0.0);
+                    U::clear(scores, count, SCORES);
                     let block_rows = &query_rows[first * width..][..U::ROWS * width];
                     let operands = Operands { rows: block_rows, count, inputs: width, panels: keys };
                     self.unit.add_products::<L>(operands, scores);

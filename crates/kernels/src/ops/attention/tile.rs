@@ -15,8 +15,8 @@ pub(super) trait Panel: Element {
     /// Whether all of them are finite numbers.
     fn all_finite(x: &[Self]) -> bool;
 
-    /// Sixteen columns of [`Panel::GROUP`] rows, group by group.
-    fn interleave<L: Lanes>(rows: &[Self], width: usize, to: &mut [Self]);
+    /// Sixteen columns from `column` on of [`Panel::GROUP`] rows, group by group.
+    fn interleave<L: Lanes>(rows: &[&[Self]], column: usize, to: &mut [Self]);
 }
 
 impl Panel for f32 {
@@ -29,8 +29,8 @@ impl Panel for f32 {
     }
 
     #[inline(always)]
-    fn interleave<L: Lanes>(rows: &[f32], _width: usize, to: &mut [f32]) {
-        to.copy_from_slice(&rows[..PANEL]);
+    fn interleave<L: Lanes>(rows: &[&[f32]], column: usize, to: &mut [f32]) {
+        to.copy_from_slice(&rows[0][column..column + PANEL]);
     }
 }
 
@@ -44,8 +44,8 @@ impl Panel for bf16 {
     }
 
     #[inline(always)]
-    fn interleave<L: Lanes>(rows: &[bf16], width: usize, to: &mut [bf16]) {
-        let rows = (rows.first_chunk(), rows[width..].first_chunk(), to.first_chunk_mut());
+    fn interleave<L: Lanes>(rows: &[&[bf16]], column: usize, to: &mut [bf16]) {
+        let rows = (rows[0][column..].first_chunk(), rows[1][column..].first_chunk(), to.first_chunk_mut());
         if let (Some(first), Some(second), Some(to)) = rows {
             L::interleave(first, second, to);
         }
@@ -56,29 +56,37 @@ impl Panel for bf16 {
 pub(super) trait Stored: Element {
     type Panel: Panel;
 
-    /// One position of one head.
-    fn load_row(from: &[Self], to: &mut [Self::Panel]);
+    /// One position of one head, padded with zeros: in its place where it can be read there, else in `room`.
+    fn load_row<'a>(from: &'a [Self], head_dim: usize, room: &'a mut [Self::Panel]) -> &'a [Self::Panel];
+}
+
+/// The row itself where it needs no padding, else a padded copy.
+#[inline(always)]
+fn padded<'a, E: Panel>(from: &'a [E], room: &'a mut [E]) -> &'a [E] {
+    if from.len() == room.len() {
+        return from;
+    }
+    let (to, rest) = room.split_at_mut(from.len());
+    to.copy_from_slice(from);
+    rest.fill(E::ZERO);
+    room
 }
 
 impl Stored for f32 {
     type Panel = f32;
 
     #[inline(always)]
-    fn load_row(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
+    fn load_row<'a>(from: &'a [f32], _head_dim: usize, room: &'a mut [f32]) -> &'a [f32] {
+        padded(from, room)
     }
 }
 
 impl Stored for bf16 {
     type Panel = bf16;
 
-    /// Denormal numbers become zeros, as the matrix unit takes them.
     #[inline(always)]
-    fn load_row(from: &[bf16], to: &mut [bf16]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            let bits = from.to_bits();
-            *to = bf16::from_bits(if bits & 0x7f80 == 0 { 0 } else { bits });
-        }
+    fn load_row<'a>(from: &'a [bf16], _head_dim: usize, room: &'a mut [bf16]) -> &'a [bf16] {
+        padded(from, room)
     }
 }
 
@@ -86,72 +94,98 @@ impl Stored for u8 {
     type Panel = bf16;
 
     #[inline(always)]
-    fn load_row(from: &[u8], to: &mut [bf16]) {
-        let Some((codes, &scale)) = from.split_last_chunk() else { return };
-        let scale = f32::from_le_bytes(scale);
-        for (to, &code) in to.iter_mut().zip(codes) {
-            let x = bf16_rounded(f32::from(code as i8) * scale);
-            let x = if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x };
-            *to = bf16::from_bits((x.to_bits() >> 16) as u16);
-        }
-    }
-}
-
-/// Loads positions as rows of `width` elements, and zeros behind the last.
-#[inline(always)]
-pub(super) fn load_rows<S: Stored>(
-    args: &Arguments<'_>,
-    from: &[S],
-    positions: Positions,
-    width: usize,
-    to: &mut [S::Panel],
-) {
-    let mut done = 0;
-    while done < positions.count {
-        let run = args.run(positions, done);
-        for i in 0..run.count {
-            let from = &from[run.start + i * run.stride..][..args.row_len];
-            let to = &mut to[(done + i) * width..][..width];
-            S::load_row(from, &mut to[..args.head_dim]);
-            to[args.head_dim..].fill(S::Panel::ZERO);
-        }
-        done += run.count;
-    }
-    to[done * width..TILE * width].fill(S::Panel::ZERO);
-}
-
-/// Asks for positions that will be loaded next: they lie in pages that the processor does not foresee.
-#[inline(always)]
-pub(super) fn prefetch<L: Lanes, S: Stored>(args: &Arguments<'_>, from: &[S], positions: Positions) {
-    const LINE: usize = 64;
-    let mut done = 0;
-    while done < positions.count {
-        let run = args.run(positions, done);
-        for i in 0..run.count {
-            let row: &[u8] = bytemuck::cast_slice(&from[run.start + i * run.stride..][..args.row_len]);
-            for line in row.chunks(LINE) {
-                L::prefetch(line.as_ptr());
+    fn load_row<'a>(from: &'a [u8], head_dim: usize, room: &'a mut [bf16]) -> &'a [bf16] {
+        if let Some((codes, &scale)) = from.split_last_chunk() {
+            let scale = f32::from_le_bytes(scale);
+            for (to, &code) in room.iter_mut().zip(codes) {
+                let x = bf16_rounded(f32::from(code as i8) * scale);
+                *to = bf16::from_bits((x.to_bits() >> 16) as u16);
             }
         }
+        room[head_dim..].fill(bf16::ZERO);
+        room
+    }
+}
+
+/// The rows of a tile, padded to `width` elements, and rows of zeros behind the last.
+#[inline(always)]
+pub(super) fn load_rows<'a, S: Stored>(
+    args: &Arguments<'_>,
+    from: &'a [S],
+    positions: Positions,
+    width: usize,
+    room: &'a mut [S::Panel],
+) -> [&'a [S::Panel]; TILE] {
+    let mut rows: [&[S::Panel]; TILE] = [&[]; TILE];
+    let mut room = room.chunks_exact_mut(width);
+    let mut done = 0;
+    while done < positions.count {
+        let run = args.run(positions, done);
+        for i in 0..run.count {
+            let Some(room) = room.next() else { return rows };
+            let from = &from[run.start + i * run.stride..][..args.row_len];
+            rows[done + i] = S::load_row(from, args.head_dim, room);
+        }
         done += run.count;
+    }
+    for (row, room) in rows[done..].iter_mut().zip(room) {
+        room.fill(S::Panel::ZERO);
+        *row = room;
+    }
+    rows
+}
+
+/// Positions that will be loaded next. They lie in pages that the processor does not foresee, and asked for all at once they
+/// would keep it waiting: so each share of other work asks for a share of them.
+pub(super) struct Ahead<'a, S> {
+    pub(super) args: &'a Arguments<'a>,
+    pub(super) from: &'a [S],
+    pub(super) positions: Positions,
+}
+
+impl<S: Stored> Ahead<'_, S> {
+    /// Asks for share `share` of `shares`.
+    #[inline(always)]
+    fn ask<L: Lanes>(&self, share: usize, shares: usize) {
+        const LINE: usize = 64;
+        let count = self.positions.count;
+        let (mut done, end) = (count * share / shares, count * (share + 1) / shares);
+        while done < end {
+            let run = self.args.run(self.positions, done);
+            let rows = run.count.min(end - done);
+            for i in 0..rows {
+                let row = self.from[run.start + i * run.stride..][..self.args.row_len].as_ptr().cast::<u8>();
+                let mut at = 0;
+                while at < self.args.row_len * size_of::<S>() {
+                    L::prefetch(row.wrapping_add(at));
+                    at += LINE;
+                }
+            }
+            done += rows;
+        }
     }
 }
 
 /// Keys as panels of sixteen keys, `[TILE/16][width/G][16 keys][G]`: blocks of sixteen words, turned over.
 #[inline(always)]
-pub(super) fn pack_keys<L: Lanes, E: Panel>(rows: &[E], width: usize, to: &mut [E]) {
-    let words = width / E::GROUP;
-    let rows: &[[f32; LANES]] = bytemuck::cast_slice::<E, f32>(rows).as_chunks().0;
-    let to: &mut [[f32; LANES]] = bytemuck::cast_slice_mut::<E, f32>(to).as_chunks_mut().0;
-    let per_row = words / LANES;
-    for panel in 0..TILE / PANEL {
-        for block in 0..per_row {
+pub(super) fn pack_keys<L: Lanes, S: Stored>(
+    rows: &[&[S::Panel]; TILE],
+    to: &mut [S::Panel],
+    ahead: &Ahead<'_, S>,
+) {
+    let block_len = LANES * S::Panel::GROUP;
+    let blocks = rows[0].len() / block_len;
+    let to: &mut [[f32; LANES]] = bytemuck::cast_slice_mut::<S::Panel, f32>(to).as_chunks_mut().0;
+    for (panel, rows) in rows.as_chunks::<PANEL>().0.iter().enumerate() {
+        for block in 0..blocks {
+            ahead.ask::<L>(panel * blocks + block, TILE / PANEL * blocks);
             let mut square = [L::splat(0.0); LANES];
-            for (i, row) in square.iter_mut().enumerate() {
-                *row = L::load(&rows[(panel * PANEL + i) * per_row + block]);
+            for (square, row) in square.iter_mut().zip(rows) {
+                let words: &[u8] = bytemuck::cast_slice(&row[block * block_len..][..block_len]);
+                *square = L::load(&bytemuck::pod_read_unaligned(words));
             }
             let square = L::transpose(square);
-            let to = &mut to[(panel * per_row + block) * LANES..][..LANES];
+            let to = &mut to[(panel * blocks + block) * LANES..][..LANES];
             for (to, row) in to.iter_mut().zip(square) {
                 row.store(to);
             }
@@ -161,10 +195,18 @@ pub(super) fn pack_keys<L: Lanes, E: Panel>(rows: &[E], width: usize, to: &mut [
 
 /// Values as panels of sixteen elements, `[panels][TILE/G][16][G]`: rows of a group side by side.
 #[inline(always)]
-pub(super) fn pack_values<L: Lanes, E: Panel>(rows: &[E], width: usize, to: &mut [E]) {
-    for (panel, to) in to.chunks_exact_mut(TILE * PANEL).enumerate() {
-        for (group, to) in to.chunks_exact_mut(E::GROUP * PANEL).enumerate() {
-            E::interleave::<L>(&rows[group * E::GROUP * width + panel * PANEL..], width, to);
+pub(super) fn pack_values<L: Lanes, S: Stored>(
+    rows: &[&[S::Panel]; TILE],
+    to: &mut [S::Panel],
+    ahead: &Ahead<'_, S>,
+) {
+    let panel_len = TILE * PANEL;
+    let groups = rows.chunks_exact(S::Panel::GROUP);
+    let (count, group_len) = (groups.len(), S::Panel::GROUP * PANEL);
+    for (group, rows) in groups.enumerate() {
+        ahead.ask::<L>(group, count);
+        for (panel, to) in to.chunks_exact_mut(panel_len).enumerate() {
+            S::Panel::interleave::<L>(rows, panel * PANEL, &mut to[group * group_len..][..group_len]);
         }
     }
 }

@@ -56,6 +56,12 @@ pub(super) trait Unit: Sized {
         (row * panels + panel) * PANEL
     }
 
+    /// Clears the sums of some rows of a block.
+    #[inline(always)]
+    fn clear(sums: &mut [f32], count: usize, panels: usize) {
+        sums[..count * panels * PANEL].fill(0.0);
+    }
+
     /// Adds the products of rows and panels to their sums. (Each block has room for an even number of panels.)
     fn add_products<L: Lanes>(&self, operands: Operands<'_, Self>, sums: &mut [f32]);
 }
@@ -198,6 +204,11 @@ mod x86 {
         fn row_at(row: usize, k: usize, inputs: usize) -> usize {
             let tile = row / TILE_ROWS * (inputs / TILE_K) + k / TILE_K;
             (tile * TILE_ROWS + row % TILE_ROWS) * TILE_K + k % TILE_K
+        }
+
+        #[inline(always)]
+        fn clear(sums: &mut [f32], _count: usize, _panels: usize) {
+            sums.fill(0.0);
         }
 
         #[inline(always)]
