@@ -15,8 +15,15 @@ use std::time::Duration;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kanana_kernels::{Cpu, Format, Kernels, KeyValues, RopeTable, Spans, Weight};
+use kanana_kernels::runtime::Isa;
+use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, KeyValues, RopeTable, Spans, Weight};
 use kanana_tensor::{DType, Tensor};
+
+/// On what `KANANA_ISA` names, and on nothing else.
+fn cpu() -> Cpu {
+    let isa = Some(Isa::chosen().unwrap());
+    Cpu::new(CpuOptions { isa, ..CpuOptions::default() })
+}
 
 const D: usize = 1792;
 const F: usize = 8064;
@@ -63,7 +70,7 @@ fn cold_weights(cpu: &Cpu, shape: [usize; 2], format: Format) -> Vec<Weight> {
 }
 
 fn linear(criterion: &mut Criterion) {
-    let cpu = Cpu::default();
+    let cpu = cpu();
     for format in Format::ALL {
         let mut group = group(criterion, &format!("linear/{format}"));
         for [outputs, inputs] in [[F, D], [D, F]] {
@@ -106,7 +113,7 @@ impl Cache {
 }
 
 fn attention(criterion: &mut Criterion) {
-    let cpu = Cpu::default();
+    let cpu = cpu();
     let mut group = group(criterion, "attention");
     for (name, queries, positions) in [("prefill", 512, 512), ("decode", 1, 8192)] {
         let bytes = 2 * positions * K * H * DType::BF16.size();
@@ -136,7 +143,7 @@ fn attention(criterion: &mut Criterion) {
 
 fn elementwise(criterion: &mut Criterion) {
     const T: usize = 512;
-    let cpu = Cpu::default();
+    let cpu = cpu();
     let mut group = group(criterion, "elementwise");
     let bytes = |elements: usize| Throughput::BytesDecimal((elements * DType::F32.size()) as u64);
 
@@ -157,7 +164,7 @@ fn elementwise(criterion: &mut Criterion) {
 
 fn embedding(criterion: &mut Criterion) {
     const T: usize = 512;
-    let cpu = Cpu::default();
+    let cpu = cpu();
     let mut group = group(criterion, "embedding");
     let ids = indices((0..T).map(|t| t * 48_271 % V));
     for format in [Format::BF16, Format::Q8] {
@@ -171,7 +178,7 @@ fn embedding(criterion: &mut Criterion) {
 }
 
 fn log_sum_exp(criterion: &mut Criterion) {
-    let cpu = Cpu::default();
+    let cpu = cpu();
     let mut group = group(criterion, "log_sum_exp");
     for tokens in [1, 32] {
         let logits = values(&[tokens, V]);

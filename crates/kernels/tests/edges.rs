@@ -93,6 +93,10 @@ fn sizes_of_zero_that_mean_nothing_are_refused() {
         let kv = KeyValues::Packed { k: &zeros(&[3, 1, 0]), v: &zeros(&[3, 1, 0]) };
         k.attention(&zeros(&[3, 2, 0]), kv, &spans, 1.0)
     });
+    refused("attention: q has shape [3, 0, 4]", |k| {
+        let kv = KeyValues::Packed { k: &zeros(&[3, 1, 4]), v: &zeros(&[3, 1, 4]) };
+        k.attention(&zeros(&[3, 0, 4]), kv, &spans, 1.0)
+    });
     refused("attention: k has shape [3, 1, 0, 4]", |k| {
         let (cache, block_table) = (zeros(&[3, 1, 0, 4]), u32s(&[0, 1, 2]).reshape(&[1, 3])?);
         let kv = KeyValues::Paged { k: &cache, v: &cache, block_table: &block_table };

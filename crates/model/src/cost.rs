@@ -94,7 +94,7 @@ pub fn decode_bytes_per_token(config: &Config, format: Format, context: usize) -
     narrow(u128::from(weights) + u128::from(embedding) + cache)
 }
 
-/// Bytes of keys and values for every token of context: 2·L·K rows of H elements.
+/// Bytes of keys and values for every token of context: 2·L·K rows of H elements, in 8 bits with a scale each.
 pub fn kv_bytes_per_token(config: &Config, format: KvFormat) -> u64 {
     let heads = wide(config.num_key_value_heads) * wide(format.row_bytes(config.head_dim));
     narrow(2 * wide(config.num_hidden_layers) * heads)

@@ -65,7 +65,11 @@ pub fn run(args: &QuantizeArgs) -> Result<()> {
     let model = Model::open(&args.source)?;
     refuse_quantised(&model, &args.source)?;
     let to = args.destination.as_path();
-    let is_new = !to.exists();
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    // Made by this run or by nobody else's: only then may it be taken away again.
+    let is_new = fs::create_dir(to).is_ok();
     if !is_new && !is_empty_folder(to) {
         return Err(failure(
             format_args!("{} is there already", to.display()),

@@ -54,7 +54,7 @@ pub(crate) fn indices<'a>(op: &'static str, tensor: &'a Tensor, limit: usize) ->
     }
 }
 
-/// Fails unless the dtype is one that weights, keys and values are stored in.
+/// Fails unless the dtype is one that numbers are rounded to.
 pub(crate) fn storable(op: &'static str, argument: &'static str, dtype: DType) -> Result<()> {
     match dtype {
         DType::F32 | DType::BF16 => Ok(()),

@@ -99,8 +99,9 @@ impl Peak {
 
 /// Measures a unit of an instruction set that this processor has, on `threads` threads.
 ///
-/// Cost: some tenths of a second, seconds where the instruction set is small.
+/// Panics where the processor lacks it. Cost: some tenths of a second, seconds where the instruction set is small.
 pub fn peak(threads: usize, isa: Isa, unit: Unit) -> Peak {
+    assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
     let pool = Threads::new(threads);
     let rate = |loads: bool| {
         best(PRODUCT_ROUNDS, || {
@@ -112,12 +113,12 @@ pub fn peak(threads: usize, isa: Isa, unit: Unit) -> Peak {
     Peak { unit, registers: rate(false), loads: rate(true) }
 }
 
-/// Sequential read bandwidth of `threads` threads over a buffer of `bytes` (made larger than any cache by the caller).
+/// Sequential read bandwidth of `threads` threads with an instruction set that this processor has, over a buffer of `bytes` (made larger than any cache by the caller).
 ///
 /// Units: bytes per second. Cost: `bytes` of memory, and some seconds.
-pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
+pub fn read_bandwidth(threads: usize, isa: Isa, bytes: usize) -> f64 {
+    assert!(Isa::available().contains(&isa), "this processor has no {}", isa.name());
     let pool = Threads::new(threads);
-    let isa = Isa::best();
     let mut buffer = Tensor::zeros(&[bytes / 4], DType::F32);
     let Ok(data) = buffer.as_mut_slice::<f32>() else { return 0.0 };
     advise_huge_pages(bytemuck::cast_slice_mut(data));

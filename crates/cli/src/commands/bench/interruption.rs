@@ -18,10 +18,12 @@ impl Interruption {
         Interruption(Arc::new(AtomicBool::new(false)))
     }
 
-    /// From here on signals to end are noted.
+    /// From here on signals to end are noted; the second one ends the program at once.
     pub fn noted() -> Result<Self> {
         let requested = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
+            // Some work cannot stop half-way: whoever asks twice is not kept waiting.
+            flag::register_conditional_shutdown(signal, 130, Arc::clone(&requested))?;
             flag::register(signal, Arc::clone(&requested))?;
         }
         Ok(Interruption(requested))

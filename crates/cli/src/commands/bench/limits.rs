@@ -51,7 +51,7 @@ impl Limits {
     fn measure(threads: usize, isa: Isa) -> Self {
         output::note(format_args!("measuring {}", counted(threads)));
         let peaks = Unit::available(isa).into_iter().map(|unit| peak(threads, isa, unit));
-        Limits { threads, read_bandwidth: bandwidth(threads), peaks: peaks.collect() }
+        Limits { threads, read_bandwidth: bandwidth(threads, isa), peaks: peaks.collect() }
     }
 
     fn of(&self, unit: Unit) -> f64 {

@@ -20,18 +20,18 @@ impl Machine {
     /// The limits of products with weights of a format.
     pub fn measure(threads: usize, isa: Isa, format: Format) -> Self {
         let peak = limits::peak(threads, isa, Unit::of(isa, format));
-        Machine { threads, read_bandwidth: bandwidth(threads), peak }
+        Machine { threads, read_bandwidth: bandwidth(threads, isa), peak }
     }
 
     /// Measures once more, and keeps the best.
     pub fn measure_again(&mut self, isa: Isa) {
-        self.read_bandwidth = self.read_bandwidth.max(bandwidth(self.threads));
+        self.read_bandwidth = self.read_bandwidth.max(bandwidth(self.threads, isa));
         self.peak = self.peak.max(limits::peak(self.threads, isa, self.peak.unit));
     }
 }
 
 /// Units: bytes per second.
-pub fn bandwidth(threads: usize) -> f64 {
+pub fn bandwidth(threads: usize, isa: Isa) -> f64 {
     let bytes = memory::available().map_or(BANDWIDTH_BYTES, |free| BANDWIDTH_BYTES.min(free / 2));
-    limits::read_bandwidth(threads, bytes as usize)
+    limits::read_bandwidth(threads, isa, bytes as usize)
 }

@@ -59,6 +59,12 @@ impl Peers {
         seed: u64,
         interruption: &Interruption,
     ) -> Result<Self> {
+        if subject.config().quantization.is_some() {
+            return Err(failure(
+                format_args!("{} is stored in {format}, which llama.cpp does not read", subject.name()),
+                format_args!("give the model that it was made from, with --dtype {format}"),
+            ));
+        }
         let bench = LlamaBench::find(program)?;
         let (peers, folder) = match subject {
             Subject::Checkpoint(source) if is_gguf(&source.dir) => (vec![Peer::of(None, &source.dir)?], None),

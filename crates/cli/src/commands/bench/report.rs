@@ -184,7 +184,7 @@ impl Report<'_> {
         text.push('\n');
         for machine in &self.machine {
             text += &format!(
-                "{dim}  {} threads: {:.1} GB/s read, {:.0} GFLOP/s in {}{reset}\n",
+                "{dim}  {} threads: {:.1} GB/s read, {:.0} G/s in {}{reset}\n",
                 machine.threads,
                 machine.read_bandwidth / 1e9,
                 machine.peak.reachable() / 1e9,
@@ -194,7 +194,7 @@ impl Report<'_> {
         let peak = self.peak_memory.map_or_else(|| "unknown".into(), bytes);
         text += &format!(
             "{dim}  peak memory {peak}; medians of {}{reset}\n\
-             {dim}  of peak: FLOPs of the prompts / time / measured rate of products of numbers at hand{reset}\n\
+             {dim}  of peak: operations of the prompts / time / measured rate of the unit with numbers at hand{reset}\n\
              {dim}  of bandwidth: weights, keys and values read in a step / time / measured read bandwidth{reset}\n",
             self.repeat
         );

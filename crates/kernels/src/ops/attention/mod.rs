@@ -175,7 +175,7 @@ pub(crate) fn check_attention<'a>(q: &Tensor, kv: &KeyValues<'a>, spans: &'a Spa
             (kv_heads, Place::Paged { block_table: table, entries, block_size })
         }
     };
-    if kv_heads == 0 || heads % kv_heads != 0 {
+    if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 {
         return Err(check::shape_error(OP, "q", q, format!("[T, a multiple of {kv_heads} heads, H]")));
     }
     for (s, &context) in context_lens.iter().enumerate() {

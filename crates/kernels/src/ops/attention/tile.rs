@@ -4,7 +4,7 @@ use kanana_tensor::{Element, bf16};
 
 use super::{Arguments, Positions, TILE};
 use crate::ops::linear::pack::PANEL;
-use crate::runtime::simd::{LANES, Lanes, bf16_rounded};
+use crate::runtime::simd::{LANES, Lanes, to_bf16};
 
 /// An element of packed keys and values, as products take it.
 pub(super) trait Panel: Element {
@@ -98,8 +98,7 @@ impl Stored for u8 {
         if let Some((codes, &scale)) = from.split_last_chunk() {
             let scale = f32::from_le_bytes(scale);
             for (to, &code) in room.iter_mut().zip(codes) {
-                let x = bf16_rounded(f32::from(code as i8) * scale);
-                *to = bf16::from_bits((x.to_bits() >> 16) as u16);
+                *to = to_bf16(f32::from(code as i8) * scale);
             }
         }
         room[head_dim..].fill(bf16::ZERO);

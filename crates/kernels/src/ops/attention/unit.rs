@@ -10,7 +10,7 @@ use kanana_tensor::{Element, bf16};
 use super::tile::Panel;
 use crate::ops::linear::cpu::{Bf16Tiles, F32Panels, Panels, Rectangle, Target};
 use crate::ops::linear::pack::PANEL;
-use crate::runtime::simd::{LANES, Lanes, bf16_rounded};
+use crate::runtime::simd::{LANES, Lanes, bf16_rounded, to_bf16};
 use crate::runtime::threads::SharedMut;
 
 /// Some rows of a block against panels: both as long as `inputs`, padded with zeros.
@@ -130,7 +130,7 @@ fn store_bf16<L: Lanes>(x: L, to: &mut [bf16; LANES]) {
     let mut full = [0.0; LANES];
     x.store(&mut full);
     for (to, x) in to.iter_mut().zip(full) {
-        *to = bf16::from_bits((bf16_rounded(x).to_bits() >> 16) as u16);
+        *to = to_bf16(x);
     }
 }
 

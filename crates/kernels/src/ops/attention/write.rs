@@ -7,7 +7,7 @@ use super::{KvFormat, check_write_kv};
 use crate::Result;
 use crate::ops::check;
 use crate::runtime::Machine;
-use crate::runtime::simd::{Kernel, Lanes, bf16_rounded, dispatch};
+use crate::runtime::simd::{Kernel, Lanes, dispatch, to_bf16};
 use crate::runtime::threads::SharedMut;
 
 /// A task writes one head of all tokens: where two tokens name one slot, the later one stays, as if one thread wrote.
@@ -47,7 +47,7 @@ impl Rounded for bf16 {
     #[inline(always)]
     fn round(x: &[f32], to: &mut [bf16]) {
         for (to, &x) in to.iter_mut().zip(x) {
-            *to = bf16::from_bits((bf16_rounded(x).to_bits() >> 16) as u16);
+            *to = to_bf16(x);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{check_bias, check_gate, check_pair};
 use crate::Result;
 use crate::ops::check;
 use crate::runtime::Machine;
-use crate::runtime::simd::{Kernel, LANES, Lanes, bf16_rounded, dispatch};
+use crate::runtime::simd::{Kernel, LANES, Lanes, dispatch, to_bf16};
 
 /// Elements in a task.
 const CHUNK: usize = 16 << 10;
@@ -160,7 +160,7 @@ impl Kernel for Narrow<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         for (to, &from) in self.to.iter_mut().zip(self.from) {
-            *to = bf16::from_bits((bf16_rounded(from).to_bits() >> 16) as u16);
+            *to = to_bf16(from);
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::Result;
 use crate::ops::check;
 use crate::runtime::Machine;
 use crate::runtime::amx::Tiles;
-use crate::runtime::simd::{Kernel, Lanes, bf16_rounded, dispatch};
+use crate::runtime::simd::{Kernel, Lanes, dispatch, to_bf16};
 use crate::runtime::threads::SharedMut;
 
 /// Elements of a tile of `x` or of weights: 1 KiB.
@@ -176,7 +176,7 @@ impl Kernel for PackRows<'_> {
             for (tile, values) in row.chunks(TILE_K).enumerate() {
                 let to = &mut self.to[tile * TILE + r * TILE_K..][..TILE_K];
                 for (to, &x) in to.iter_mut().zip(values) {
-                    *to = bf16::from_bits((bf16_rounded(x).to_bits() >> 16) as u16);
+                    *to = to_bf16(x);
                 }
             }
         }

@@ -16,10 +16,11 @@ use kanana_tensor::{DType, Tensor, bf16};
 use super::Weight;
 use super::cpu::{Target, checked_outputs};
 use super::pack::{PANEL, TILE_K, panel_len};
+use super::shares::{Share, Sizes, share_out};
 use crate::Result;
 use crate::ops::check;
 use crate::runtime::Machine;
-use crate::runtime::simd::{Kernel, Lanes, bf16_rounded, dispatch};
+use crate::runtime::simd::{Kernel, Lanes, dispatch, to_bf16};
 use crate::runtime::threads::SharedMut;
 
 /// Rows whose sums are in registers at once.
@@ -47,24 +48,15 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
             y: SharedMut::new(check::slice_mut::<f32>("linear", y)?),
         });
     }
-    let groups: usize = weights.iter().map(|w| w.out_features.div_ceil(PANEL * PANELS)).sum();
-    let blocks = tokens.div_ceil(BLOCK_ROWS).max((2 * machine.threads.count()).div_ceil(groups.max(1)));
-    let rows = tokens.div_ceil(blocks).next_multiple_of(ROWS).max(ROWS);
-    // A single row streams the weights: two groups to a task, so that claiming tasks costs little.
-    let panels_per_task = if tokens == 1 { 2 * PANELS } else { PANELS };
-    let mut tasks = Vec::new();
-    for first in (0..tokens).step_by(rows) {
-        for product in &products {
-            let panels = product.outputs.div_ceil(PANEL);
-            tasks.extend((0..panels).step_by(panels_per_task).map(|panel| Block {
-                product,
-                rows: first..tokens.min(first + rows),
-                panels: panel..panels.min(panel + panels_per_task),
-            }));
-        }
-    }
-    machine.threads.run(tasks.len(), &|task| tasks[task].run());
-    drop(tasks);
+    // A single row streams the weights: more panels to a task, so that claiming tasks costs little.
+    let panels = if tokens == 1 { 2 * PANELS } else { PANELS };
+    let sizes = Sizes { rows: BLOCK_ROWS, row_step: ROWS, panels, panel_step: 1 };
+    let widths: Vec<usize> = weights.iter().map(|w| w.out_features).collect();
+    let shares = share_out(machine.threads.count(), tokens, &widths, sizes);
+    machine.threads.run(shares.len(), &|i| {
+        let Share { product, rows, panels } = &shares[i];
+        Block { product: &products[*product], rows: rows.clone(), panels: panels.clone() }.run();
+    });
     drop(products);
     Ok(outputs)
 }
@@ -91,7 +83,7 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         for (to, &from) in self.to.iter_mut().zip(self.from) {
-            *to = bf16::from_bits((bf16_rounded(from).to_bits() >> 16) as u16);
+            *to = to_bf16(from);
         }
         self.to[self.from.len()..].fill(bf16::ZERO);
     }

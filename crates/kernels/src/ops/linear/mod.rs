@@ -12,6 +12,7 @@ pub(crate) mod quant;
 pub(crate) mod quant_amx;
 pub(crate) mod quant_cpu;
 pub(crate) mod reference;
+pub(crate) mod shares;
 
 use kanana_tensor::Tensor;
 

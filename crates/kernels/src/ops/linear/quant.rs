@@ -40,8 +40,8 @@ pub(crate) const STEP_BYTES: usize = STEP * PANEL;
 const STEP_FACTORS: usize = 2 * PANEL;
 /// The largest factor.
 const MAX_FACTOR: f32 = 15.0;
-/// Weights below this are zeros, so that their inverse is finite.
-const SMALLEST: f32 = 1e-30;
+/// Numbers of a group whose largest is below this are zeros: inverses, and squares of weights, stay in the range of f32.
+pub(crate) const SMALLEST: f32 = 1e-15;
 
 /// Bytes of the codes of a step as they are stored.
 pub(crate) const fn step_len(format: Format) -> usize {
@@ -156,14 +156,20 @@ impl Group {
     pub(crate) fn quantise(isa: Isa, weights: &[f32], format: Format) -> Self {
         let mut padded = [0.0; GROUP];
         padded[..weights.len()].copy_from_slice(weights);
+        let largest = weights.iter().fold(0f32, |largest, w| largest.max(w.abs()));
         let mut group = match format {
+            _ if largest < SMALLEST => Group::zeros(format),
             Format::Q4 => dispatch(isa, Fit4(&padded)),
-            _ => fit_8(&padded),
+            _ => fit_8(&padded, largest),
         };
         if weights.iter().any(|w| !w.is_finite()) {
             group.scale = bf16::NAN;
         }
         group
+    }
+
+    fn zeros(format: Format) -> Self {
+        Group { codes: [zero_code(format) as u8; GROUP], factors: [1; SUBS], scale: bf16::ZERO }
     }
 
     /// The value of code `i`.
@@ -212,10 +218,9 @@ impl Group {
 }
 
 /// The nearest code of each weight, with a scale that reaches the largest.
-fn fit_8(weights: &[f32; GROUP]) -> Group {
-    let largest = weights.iter().fold(0f32, |largest, w| largest.max(w.abs()));
+fn fit_8(weights: &[f32; GROUP], largest: f32) -> Group {
     let scale = bf16::from_f32(largest / 127.0);
-    let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
+    let inverse = 1.0 / scale.to_f32();
     let code = |w: f32| ((w * inverse).round_ties_even().clamp(-128.0, 127.0) + 128.0) as u8;
     Group { codes: weights.map(code), factors: [1; SUBS], scale }
 }
@@ -243,7 +248,7 @@ impl Kernel for Fit4<'_> {
         ideal.store(&mut steps);
         let mut scale =
             bf16::from_f32(steps.iter().fold(0f32, |largest, &step| largest.max(step)) / MAX_FACTOR);
-        let mut best = Group { codes: [8; GROUP], factors: [0; SUBS], scale: bf16::ZERO };
+        let mut best = Group::zeros(Format::Q4);
         let mut least = f32::INFINITY;
         // Codes and factors fix the best scale, which fixes codes and factors: a few rounds come close to the optimum.
         for _ in 0..3 {
@@ -257,6 +262,10 @@ impl Kernel for Fit4<'_> {
             least = fit.error;
             best = fit.group(&columns, scale);
             scale = bf16::from_f32(fit.best_scale);
+        }
+        if least == f32::INFINITY {
+            // Squares beyond the range of f32: noticed, like what is not finite.
+            best.scale = bf16::NAN;
         }
         best
     }
@@ -383,7 +392,10 @@ pub(crate) fn quantise_inputs<L: Lanes>(x: &[f32], codes: &mut [i8]) -> InputGro
         return InputGroup { scale: f32::NAN, ..InputGroup::default() };
     }
     let largest = largest.largest();
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    if largest < SMALLEST {
+        return InputGroup::default();
+    }
+    let inverse = 127.0 / largest;
     let chunks = codes.as_chunks_mut::<LANES>().0;
     for (x, codes) in full.iter().zip(chunks.iter_mut()) {
         L::load(x).mul(L::splat(inverse)).round().store_as_i8(codes);
@@ -488,7 +500,17 @@ mod tests {
             assert!((0..GROUP).all(|i| Group::quantise(isa, &[0.0; 3], format).value(format, i) == 0.0));
             assert!(Group::quantise(isa, &[1.0, f32::NAN], format).value(format, 0).is_nan());
             assert!(Group::quantise(isa, &[f32::INFINITY; 40], format).value(format, 5).is_nan());
-            // One sub-group of zeros among others, and weights below what f16 could scale.
+            // Too small and too large for inverses and squares: zeros, near, or not a number, never something else.
+            for size in [1e-38f32, 1e-16, 1e-14, 1e15, 1e30] {
+                let weights = [size, 0.0, -size, size / 2.0];
+                let group = Group::quantise(isa, &weights, format);
+                for (i, w) in weights.into_iter().enumerate() {
+                    let got = group.value(format, i);
+                    let near = (got - w).abs() <= 0.1 * size || got.is_nan();
+                    assert!(near || (got == 0.0 && size < SMALLEST), "{format} {w}: {got}");
+                }
+            }
+            // One sub-group of zeros among others, and weights below what f16 would hold.
             let mut weights = weights(3, GROUP);
             weights[16..32].fill(0.0);
             weights.iter_mut().for_each(|w| *w *= 1e-9);
@@ -512,7 +534,9 @@ mod tests {
         for isa in Isa::available() {
             let mut codes = [1; STEP];
             let mut check = |x: &[f32]| (dispatch(isa, Quantise(x, &mut codes)), codes);
-            assert_eq!(check(&[0.0; 5]), (InputGroup::default(), [0; STEP]));
+            for nothing in [[0.0; 5], [1e-38, 0.0, -1e-38, 0.0, 1e-20]] {
+                assert_eq!(check(&nothing), (InputGroup::default(), [0; STEP]));
+            }
             for spoilt in [f32::INFINITY, f32::NAN] {
                 assert!(check(&[1.0, spoilt]).0.scale.is_nan());
                 let mut long = [1.0; 40];

@@ -17,6 +17,7 @@ use super::quant::{
 };
 #[cfg(target_arch = "x86_64")]
 use super::quant_amx::OnMatrixUnit;
+use super::shares::{Share, Sizes, share_out};
 use super::{Format, Weight};
 use crate::Result;
 use crate::ops::check;
@@ -177,30 +178,22 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
             y: SharedMut::new(check::slice_mut::<f32>("linear", y)?),
         });
     }
-    let groups: usize = weights.iter().map(|w| w.out_features.div_ceil(PANEL * PANELS)).sum();
-    let blocks = tokens.div_ceil(ROWS).max((2 * machine.threads.count()).div_ceil(groups.max(1)));
-    let rows = tokens.div_ceil(blocks).next_multiple_of(2 * TILE_ROWS);
-    // A single row streams the weights: two groups to a task, so that claiming tasks costs little.
-    let panels_per_task = if tokens == 1 { 2 * PANELS } else { PANELS };
-    let mut tasks = Vec::new();
-    for first in (0..tokens).step_by(rows.max(1)) {
-        for product in &products {
-            let panels = product.outputs.div_ceil(PANEL);
-            tasks.extend((0..panels).step_by(panels_per_task).map(|panel| Block {
-                product,
-                rows: first..tokens.min(first + rows),
-                panels: panel..panels.min(panel + panels_per_task),
-            }));
-        }
-    }
-    machine.threads.run(tasks.len(), &|task| {
+    // A single row streams the weights: more panels to a task, so that claiming tasks costs little.
+    let panels = if tokens == 1 { 2 * PANELS } else { PANELS };
+    // The matrix unit takes panels in pairs.
+    let panel_step = if on_matrix_unit { 2 } else { 1 };
+    let sizes = Sizes { rows: ROWS, row_step: 2 * TILE_ROWS, panels, panel_step };
+    let widths: Vec<usize> = weights.iter().map(|w| w.out_features).collect();
+    let shares = share_out(machine.threads.count(), tokens, &widths, sizes);
+    machine.threads.run(shares.len(), &|i| {
+        let Share { product, rows, panels } = &shares[i];
+        let block = Block { product: &products[*product], rows: rows.clone(), panels: panels.clone() };
         #[cfg(target_arch = "x86_64")]
         if on_matrix_unit {
-            return dispatch(machine.isa, OnMatrixUnit(&tasks[task]));
+            return dispatch(machine.isa, OnMatrixUnit(&block));
         }
-        dispatch(machine.isa, &tasks[task]);
+        dispatch(machine.isa, &block);
     });
-    drop(tasks);
     drop(products);
     Ok(outputs)
 }

@@ -2,7 +2,7 @@
 
 use kanana_tensor::{Tensor, bf16};
 
-use super::quant::{GROUP, Group};
+use super::quant::{GROUP, Group, SMALLEST};
 use super::{Format, Layout, Weight, check_linear};
 use crate::Result;
 use crate::ops::check;
@@ -53,10 +53,12 @@ pub(crate) fn linear(x: &Tensor, w: &Weight) -> Result<Tensor> {
 fn round_groups(row: &mut [f32]) {
     for group in row.chunks_mut(GROUP) {
         let largest = group.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-        if largest > 0.0 && group.iter().all(|x| x.is_finite()) {
+        if largest < SMALLEST && !group.iter().any(|x| x.is_nan()) {
+            group.fill(0.0);
+        } else if group.iter().all(|x| x.is_finite()) {
             let steps = 127.0 / largest;
             group.iter_mut().for_each(|x| *x = (*x * steps).round_ties_even() * (largest / 127.0));
-        } else if largest > 0.0 || group.iter().any(|x| x.is_nan()) {
+        } else {
             group.fill(f32::NAN);
         }
     }
