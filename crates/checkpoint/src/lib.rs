@@ -3,7 +3,8 @@
 //! [`Checkpoint`] reads either through memory maps and never trusts it: every offset is checked before a tensor is
 //! handed out. [`save`] writes a folder and [`gguf`] a file, streaming and atomically. It refuses to know what an
 //! architecture computes (of some it knows what GGUF calls their tensors), text, and formats that run code when they
-//! are loaded (pickle). Matrices packed by the kernels are bytes with a line of [`Packing`] here. Tests: `cargo test -p kanana-checkpoint`.
+//! are loaded (pickle). Matrices packed by the kernels are bytes with a line of [`Packing`] here.
+//! Tests: `cargo test -p kanana-checkpoint`.
 //!
 //! Out of scope: a file that somebody truncates or rewrites in place while it is mapped. The operating system answers
 //! a read beyond the new end with SIGBUS, and no check made at opening time can prevent that. Replacing a file by

@@ -58,7 +58,8 @@ pub trait Kernels: Send + Sync {
     ///
     /// Shapes: `x [T, K]`, `w [N, K]` → `[T, N]`. Cost: 2·T·N·K FLOPs, N·K weight reads.
     /// Order of sums: bf16 weights sum, over each block of 32 k, even and odd products apart, add the two, add that to
-    /// the accumulator (the order of `tdpbf16ps`, Intel SDM), or on [`crate::runtime::Isa::Avx512Bf16`] pair by pair; f32 weights sum in the order of k, quantised ones in that of the groups.
+    /// the accumulator (the order of `tdpbf16ps`, Intel SDM), or on [`crate::runtime::Isa::Avx512Bf16`] pair by pair; f32
+    /// weights sum in the order of k, quantised ones in that of the groups.
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor>;
 
     /// Root-mean-square norm: `x / sqrt(mean(x²) + eps) · weight` over the last dimension.
