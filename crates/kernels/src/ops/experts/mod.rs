@@ -35,7 +35,7 @@ pub(crate) fn by_expert<K: Kernels + ?Sized>(
     routing: &Routing,
     experts: &[Expert],
 ) -> Result<Tensor> {
-    let [_, _, top_k] = check_experts(x, routing)?;
+    let [tokens, _, top_k] = check_experts(x, routing)?;
     let (chosen, weights) = (kernels.download(&routing.experts)?, kernels.download(&routing.weights)?);
     let chosen = check::indices("experts", &chosen, experts.len())?;
     let weights = check::slice::<f32>("experts", &weights)?;
@@ -46,9 +46,22 @@ pub(crate) fn by_expert<K: Kernels + ?Sized>(
         shares.push(weight);
     }
     let mut sum = kernels.zeros(x.shape(), DType::F32)?;
-    for (expert, (tokens, shares)) in
-        experts.iter().zip(&members).filter(|(_, (tokens, _))| !tokens.is_empty())
-    {
+    let chosen = experts.iter().zip(&members).filter(|(_, (tokens, _))| !tokens.is_empty());
+    if tokens == 1 {
+        // All experts of a single token read the same row: their projections are one call.
+        let chosen: Vec<&Expert> = chosen.map(|(expert, _)| expert).collect();
+        let projections: Vec<&Weight> = chosen.iter().flat_map(|expert| [&expert.gate, &expert.up]).collect();
+        let projected = kernels.linears(x, &projections)?;
+        let row = kernels.upload(&check::in_op("experts", Tensor::from_slice(&[1], &[0u32]))?)?;
+        let shares = members.iter().flat_map(|(_, shares)| shares);
+        for ((expert, pair), &share) in chosen.iter().zip(projected.chunks(2)).zip(shares) {
+            let y = kernels.linear(&kernels.silu_mul(&pair[0], &pair[1])?, &expert.down)?;
+            let share = kernels.upload(&check::in_op("experts", Tensor::from_slice(&[1], &[share]))?)?;
+            sum = kernels.scatter_add_rows(sum, &y, &row, &share)?;
+        }
+        return Ok(sum);
+    }
+    for (expert, (tokens, shares)) in chosen {
         let tokens =
             kernels.upload(&check::in_op("experts", Tensor::from_slice(&[tokens.len()], tokens))?)?;
         let shares =
