@@ -73,9 +73,9 @@ fn rounded(machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Rounds a row to bf16, the rest of the target to zero.
-pub(crate) struct Round<'a> {
-    pub(crate) from: &'a [f32],
-    pub(crate) to: &'a mut [bf16],
+struct Round<'a> {
+    from: &'a [f32],
+    to: &'a mut [bf16],
 }
 
 impl Kernel for Round<'_> {

@@ -7,6 +7,7 @@
 use kanana_tensor::{DType, Element, Tensor, bf16};
 
 use super::pack::{PANEL, TILE_K, panel_len};
+use super::shares::{Share, Sizes, share_out};
 use super::{Format, Layout, Weight, check_linear};
 use crate::Result;
 use crate::ops::check;
@@ -57,22 +58,14 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     }
     let row_bytes = x.row_len().max(1) * size_of::<f32>();
     let rows_per_block = (CACHED_ROWS / row_bytes).clamp(12, 240) / 12 * 12;
-    let panels_per_task = if tokens == 1 { 8 } else { 4 };
-    let tasks: Vec<(usize, usize)> = products
-        .iter()
-        .enumerate()
-        .flat_map(|(p, product)| {
-            (0..product.w.out_features.div_ceil(PANEL)).step_by(panels_per_task).map(move |panel| (p, panel))
-        })
-        .collect();
-    let blocks = tokens.div_ceil(rows_per_block);
-    machine.threads.run(blocks * tasks.len(), &|task| {
-        let (product, panel) = tasks[task % tasks.len()];
-        let first_row = task / tasks.len() * rows_per_block;
-        let rows = first_row..tokens.min(first_row + rows_per_block);
-        let product = &products[product];
-        let panels = panel..(panel + panels_per_task).min(product.w.out_features.div_ceil(PANEL));
-        dispatch(machine.isa, Block { product, rows, panels });
+    let panels = if tokens == 1 { 8 } else { 4 };
+    let sizes = Sizes { rows: rows_per_block, row_step: 12, panels, panel_step: 1 };
+    let widths: Vec<usize> = weights.iter().map(|w| w.out_features).collect();
+    let shares = share_out(machine.threads.count(), tokens, &widths, sizes);
+    machine.threads.run(shares.len(), &|i| {
+        let Share { product, rows, panels } = &shares[i];
+        let block = Block { product: &products[*product], rows: rows.clone(), panels: panels.clone() };
+        dispatch(machine.isa, block);
     });
     drop(products);
     Ok(outputs)
