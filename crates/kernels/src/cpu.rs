@@ -5,13 +5,16 @@ use std::sync::Arc;
 use kanana_tensor::{DType, Device, Pool, Tensor};
 
 use crate::ops::{
-    attention, check, elementwise, embedding, linear, log_sum_exp, rms_norm, rope, route, rows,
+    attention, check, cross_entropy, elementwise, embedding, linear, log_sum_exp, rms_norm, rope, route, rows,
 };
 use crate::runtime::Isa;
 use crate::runtime::Machine;
 use crate::runtime::memory::advise_huge_pages;
 use crate::runtime::threads::Threads;
-use crate::{Format, Kernels, KeyValues, Packed, Result, RopeTable, RouterOptions, Routing, Spans, Weight};
+use crate::{
+    AttentionCall, CrossEntropy, Format, Kernels, KeyValues, Packed, Result, RopeTable, RouterLosses,
+    RouterOptions, Routing, Spans, Weight,
+};
 
 /// How a [`Cpu`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,5 +150,53 @@ impl Kernels for Cpu {
     }
     fn log_sum_exp(&self, logits: &Tensor) -> Result<Tensor> {
         log_sum_exp::cpu::log_sum_exp(self.machine(), logits)
+    }
+    fn transpose(&self, x: &Tensor) -> Result<Tensor> {
+        rows::transpose(x)
+    }
+    fn transposed(&self, w: &Weight) -> Result<Weight> {
+        self.pack_transposed(&linear::backward::unpacked(w)?, linear::backward::transposed_format(w.format()))
+    }
+    fn rms_norm_backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        dy: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        rms_norm::reference::rms_norm_backward(x, weight, eps, dy)
+    }
+    fn attention_backward(&self, call: AttentionCall<'_>, y: &Tensor, dy: &Tensor) -> Result<[Tensor; 3]> {
+        attention::backward::attention_backward(call, y, dy)
+    }
+    fn silu_mul_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        elementwise::reference::silu_mul_backward(gate, up, dy)
+    }
+    fn sigmoid_gate_backward(&self, x: &Tensor, gate: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+        elementwise::reference::sigmoid_gate_backward(x, gate, dy)
+    }
+    fn sum_rows(&self, x: &Tensor) -> Result<Tensor> {
+        rows::sum_rows(x)
+    }
+    fn dot_rows(&self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        rows::dot_rows(x, y)
+    }
+    fn route_backward(
+        &self,
+        logits: &Tensor,
+        routing: &Routing,
+        options: RouterOptions,
+        dweights: &Tensor,
+        losses: RouterLosses,
+    ) -> Result<Tensor> {
+        route::route_backward(logits, routing, options, dweights, losses)
+    }
+    fn cross_entropy(
+        &self,
+        logits: Tensor,
+        targets: &Tensor,
+        options: CrossEntropy,
+    ) -> Result<(Tensor, Tensor)> {
+        cross_entropy::reference::cross_entropy(&logits, targets, options)
     }
 }

@@ -14,11 +14,12 @@ mod vocabulary;
 
 pub use cpu::{Cpu, CpuOptions};
 pub use error::{KernelError, Result};
-pub use ops::attention::{KeyValues, KvFormat, Spans};
+pub use ops::attention::{AttentionCall, KeyValues, KvFormat, Spans};
+pub use ops::cross_entropy::CrossEntropy;
 pub use ops::experts::Expert;
 pub use ops::linear::packed::Packed;
 pub use ops::linear::{Format, Weight};
 pub use ops::rope::RopeTable;
-pub use ops::route::{Gate, RouterOptions, Routing};
+pub use ops::route::{Gate, RouterLosses, RouterOptions, Routing};
 pub use reference::Reference;
 pub use vocabulary::Kernels;

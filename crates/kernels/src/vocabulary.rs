@@ -11,9 +11,10 @@
 
 use kanana_tensor::{DType, Device, Tensor};
 
-use crate::ops::{attention, experts};
+use crate::ops::{attention, experts, linear};
 use crate::{
-    Expert, Format, KeyValues, KvFormat, Packed, Result, RopeTable, RouterOptions, Routing, Spans, Weight,
+    AttentionCall, CrossEntropy, Expert, Format, KeyValues, KvFormat, Packed, Result, RopeTable,
+    RouterLosses, RouterOptions, Routing, Spans, Weight,
 };
 
 /// The operations a transformer is made of, on one machine.
@@ -140,6 +141,92 @@ pub trait Kernels: Send + Sync {
     ///
     /// Shapes: `logits [T, V]` → `[T]`. Units: nats. NaN in, NaN out.
     fn log_sum_exp(&self, logits: &Tensor) -> Result<Tensor>;
+
+    // --------------------------------------------------------------------------------------------- backward
+    //
+    // The gradient of each op that has one of its own. `dy` is the gradient of the op's result; the answer is that of its
+    // inputs. What is rounded on the way forward is treated as if it were not. Others need no op: of `add` it is `dy`, of
+    // `scale` another `scale`, of `rope` a rotation back, of `gather_rows` and `embedding` a `scatter_add_rows`.
+
+    /// Rows become columns. Shapes: `x [R, C]` → `[C, R]`.
+    fn transpose(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// The weight whose [`Kernels::linear`] is `x · w`: of a product's gradient, that of its input. Quantised weights
+    /// become bf16.
+    ///
+    /// Shapes: `w [N, K]` → `[K, N]`. Cost: N·K reads and writes.
+    fn transposed(&self, w: &Weight) -> Result<Weight>;
+
+    /// [`Kernels::pack`] of the transpose. Shapes: `matrix [R, C]` → a weight of C outputs and R inputs.
+    fn pack_transposed(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
+        self.pack(&self.transpose(matrix)?, format)
+    }
+
+    /// `base + dyᵀ · x`: the gradient of a weight, onto what other tokens gave. `format`, f32 or bf16, is what `dy` and `x`
+    /// are rounded to.
+    ///
+    /// Shapes: `base [N, K] f32`, `dy [T, N]`, `x [T, K]` → `[N, K]`. Cost: 2·T·N·K FLOPs.
+    fn linear_backward_weight(
+        &self,
+        base: Tensor,
+        dy: &Tensor,
+        x: &Tensor,
+        format: Format,
+    ) -> Result<Tensor> {
+        linear::backward_weight(self, base, dy, x, format)
+    }
+
+    /// Shapes: as [`Kernels::rms_norm`] → `dx` as `x`, `dweight [H]`, summed over rows in their order.
+    /// Source: `dx = r (w dy - x r² mean(w dy x))`, r = 1 / sqrt(mean(x²) + eps).
+    fn rms_norm_backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f32,
+        dy: &Tensor,
+    ) -> Result<(Tensor, Tensor)>;
+
+    /// Shapes: `q`, `y`, `dy [T, N, H]`, packed `k`, `v [T, K, H]` in f32 or bf16 → `dq [T, N, H]`, `dk`, `dv [T, K, H]`;
+    /// `y` is what [`Kernels::attention`] gave. The scores are computed again, tile by tile: nothing of T x T is kept.
+    /// Source: `dS = P ∘ (dy·vᵀ - rowsum(dy ∘ y))`; Dao et al. 2022, arXiv 2205.14135, appendix B.
+    fn attention_backward(&self, call: AttentionCall<'_>, y: &Tensor, dy: &Tensor) -> Result<[Tensor; 3]>;
+
+    /// Shapes: three of the same → `dgate`, `dup` likewise.
+    fn silu_mul_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)>;
+
+    /// Shapes: as [`Kernels::sigmoid_gate`] → `dx [T, D]`, `dgate [T, 1]`.
+    fn sigmoid_gate_backward(&self, x: &Tensor, gate: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)>;
+
+    /// The sum over rows, in their order: the gradient of a bias. Shapes: `x [T, D]` → `[D]`.
+    fn sum_rows(&self, x: &Tensor) -> Result<Tensor>;
+
+    /// The dot product of every pair of rows. Shapes: `x`, `y [R, D]` → `[R]`.
+    fn dot_rows(&self, x: &Tensor, y: &Tensor) -> Result<Tensor>;
+
+    /// The gradient of the router's logits: of the chosen weights, and of the losses that keep experts in use.
+    ///
+    /// Shapes: `logits [T, X]`, `routing` as [`Kernels::route`] gave it, `dweights [T, A]` → `[T, X]`.
+    /// Source: [`RouterLosses`].
+    fn route_backward(
+        &self,
+        logits: &Tensor,
+        routing: &Routing,
+        options: RouterOptions,
+        dweights: &Tensor,
+        losses: RouterLosses,
+    ) -> Result<Tensor>;
+
+    /// The loss of every row of logits against its target, and the gradient of `scale` times their sum.
+    ///
+    /// Shapes: `logits [T, V]`, `targets [T] u32` → losses `[T]` and `dlogits [T, V]`, in the memory of `logits` where this
+    /// is its only handle. Rows whose target is [`CrossEntropy::IGNORED`] have neither loss nor gradient. Units: nats.
+    /// Errors: another target of V or more. Source: [`CrossEntropy`].
+    fn cross_entropy(
+        &self,
+        logits: Tensor,
+        targets: &Tensor,
+        options: CrossEntropy,
+    ) -> Result<(Tensor, Tensor)>;
 
     // --------------------------------------------------------------------------------------------- fused ops
 

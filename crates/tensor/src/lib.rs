@@ -15,4 +15,4 @@ pub use error::{Result, TensorError};
 pub use half::{bf16, f16};
 pub use pool::Pool;
 pub use storage::{Device, SharedBytes};
-pub use tensor::Tensor;
+pub use tensor::{Identity, Tensor};

@@ -15,6 +15,14 @@ pub struct Tensor {
     storage: Storage,
 }
 
+/// Which bytes a tensor stands for: equal for handles that share them, under any shape, while one of them lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    storage: usize,
+    offset: usize,
+    bytes: usize,
+}
+
 impl Tensor {
     pub(crate) fn from_storage(shape: &[usize], dtype: DType, device: Device, storage: Storage) -> Self {
         Tensor { dtype, shape: shape.to_vec(), device, offset: 0, storage }
@@ -98,6 +106,16 @@ impl Tensor {
     /// Elements of one row: the product of all dimensions but the first.
     pub fn row_len(&self) -> usize {
         self.shape.iter().skip(1).product()
+    }
+
+    /// What tells this tensor from others.
+    pub fn identity(&self) -> Identity {
+        let storage = match &self.storage {
+            Storage::Owned(owned) => Arc::as_ptr(owned).addr(),
+            Storage::Shared(bytes) => Arc::as_ptr(bytes).cast::<u8>().addr(),
+            Storage::OnDevice(memory) => Arc::as_ptr(memory).cast::<u8>().addr(),
+        };
+        Identity { storage, offset: self.offset, bytes: self.bytes() }
     }
 
     /// The same elements under another shape.
@@ -227,6 +245,15 @@ mod tests {
         drop(other);
         assert!(t.as_mut_slice::<f32>().is_ok());
         assert!(t.as_slice::<u32>().is_err());
+    }
+
+    #[test]
+    fn identity_is_that_of_the_bytes() {
+        let t = Tensor::zeros(&[4, 2], DType::F32);
+        assert_eq!(t.identity(), t.reshape(&[8]).unwrap().identity());
+        assert_ne!(t.identity(), t.slice_rows(0..2).unwrap().identity());
+        assert_ne!(t.slice_rows(2..4).unwrap().identity(), t.slice_rows(0..2).unwrap().identity());
+        assert_ne!(t.identity(), Tensor::zeros(&[4, 2], DType::F32).identity());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod check;
+pub(crate) mod cross_entropy;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod experts;

@@ -1,5 +1,6 @@
 //! Attention over packed sequences and its paged cache. Contract: [`crate::Kernels::attention`], [`crate::Kernels::write_kv`].
 
+pub(crate) mod backward;
 pub(crate) mod cpu;
 mod kv_format;
 pub(crate) mod reference;
@@ -9,6 +10,7 @@ pub(crate) mod write;
 
 use kanana_tensor::Tensor;
 
+pub use self::backward::AttentionCall;
 pub use self::kv_format::KvFormat;
 
 use crate::ops::check;

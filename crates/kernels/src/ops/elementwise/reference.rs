@@ -52,3 +52,27 @@ fn map(op: &'static str, x: &Tensor, f: impl Fn(usize, f32) -> f32) -> Result<Te
     let values: Vec<f32> = check::slice::<f32>(op, x)?.iter().enumerate().map(|(i, &x)| f(i, x)).collect();
     check::in_op(op, Tensor::from_slice(x.shape(), &values))
 }
+
+pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "silu_mul_backward";
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    let by_up = zip(OP, dy, up, |dy, u| dy * u)?;
+    let dgate = zip(OP, &by_up, gate, |d, g| d * sigmoid(g) * (1.0 + g * (1.0 - sigmoid(g))))?;
+    Ok((dgate, zip(OP, dy, gate, |dy, g| dy * g * sigmoid(g))?))
+}
+
+pub(crate) fn sigmoid_gate_backward(x: &Tensor, gate: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "sigmoid_gate_backward";
+    let width = check_gate(x, gate)?;
+    check_pair(OP, x, dy)?;
+    let dx = sigmoid_gate(dy, gate)?;
+    let (xs, dxs) = (check::slice::<f32>(OP, x)?, check::slice::<f32>(OP, &dx)?);
+    let gates = check::slice::<f32>(OP, gate)?;
+    // dx is dy times the sigmoid; the derivative of the sigmoid is it times one less it.
+    let row = |t: usize| t * width..(t + 1) * width;
+    let dot = |t: usize| xs[row(t)].iter().zip(&dxs[row(t)]).map(|(x, d)| x * d).sum::<f32>();
+    let dgate: Vec<f32> =
+        gates.iter().enumerate().map(|(t, g)| dot(t) * (1.0 - 1.0 / (1.0 + (-g).exp()))).collect();
+    let dgate = check::in_op(OP, Tensor::from_slice(gate.shape(), &dgate))?;
+    Ok((dx, dgate))
+}

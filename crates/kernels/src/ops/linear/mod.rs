@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+pub(crate) mod backward;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod bf16_dot;
 pub(crate) mod cpu;
@@ -14,7 +15,8 @@ pub(crate) mod quant_cpu;
 pub(crate) mod reference;
 pub(crate) mod shares;
 
-use kanana_tensor::Tensor;
+pub(crate) use backward::backward_weight;
+use kanana_tensor::{Identity, Tensor};
 
 use crate::ops::check;
 use crate::{KernelError, KvFormat, Result};
@@ -120,6 +122,11 @@ impl Weight {
     /// How the elements are stored.
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// What tells this weight from others.
+    pub fn identity(&self) -> Identity {
+        self.data.identity()
     }
 
     /// Bytes in memory, padding included.

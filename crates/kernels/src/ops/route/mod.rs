@@ -51,15 +51,7 @@ pub(crate) fn check_route(logits: &Tensor, options: RouterOptions) -> Result<[us
 ///
 /// One body serves every implementation in host memory: the work is a few numbers per token.
 pub(crate) fn route_token(logits: &[f32], options: RouterOptions, experts: &mut [u32], weights: &mut [f32]) {
-    let scores: Vec<f32> = match options.gate {
-        Gate::Softmax => {
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let exps: Vec<f32> = logits.iter().map(|x| (x - largest).exp()).collect();
-            let sum: f32 = exps.iter().sum();
-            exps.into_iter().map(|e| e / sum).collect()
-        }
-        Gate::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
-    };
+    let scores = scores(logits, options.gate);
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
     experts.copy_from_slice(&order[..options.top_k]);
@@ -87,4 +79,80 @@ pub(crate) fn route(logits: &Tensor, options: RouterOptions) -> Result<Routing> 
         experts: check::in_op("route", Tensor::from_slice(&shape, &experts))?,
         weights: check::in_op("route", Tensor::from_slice(&shape, &weights))?,
     })
+}
+
+/// Losses that keep experts in use; they have gradients only. Of T tokens with scores p (of [`Gate::Sigmoid`]: divided by
+/// their sum) over X experts, f the share of choices that each expert got and P its mean score.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RouterLosses {
+    /// The factor of `X Σ f·P`. Source: Fedus et al. 2021, arXiv 2101.03961, section 2.2; no gradient through f.
+    pub load_balance: f32,
+    /// The factor of the mean of `lse²`. Source: Zoph et al. 2022, arXiv 2202.08906, section 3.1.
+    pub z_loss: f32,
+}
+
+/// The scores that [`route_token`] ranks.
+fn scores(logits: &[f32], gate: Gate) -> Vec<f32> {
+    match gate {
+        Gate::Softmax => {
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let exps: Vec<f32> = logits.iter().map(|x| (x - largest).exp()).collect();
+            let sum: f32 = exps.iter().sum();
+            exps.into_iter().map(|e| e / sum).collect()
+        }
+        Gate::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+    }
+}
+
+/// [`crate::Kernels::route_backward`] in host memory.
+pub(crate) fn route_backward(
+    logits: &Tensor,
+    routing: &Routing,
+    options: RouterOptions,
+    dweights: &Tensor,
+    losses: RouterLosses,
+) -> Result<Tensor> {
+    const OP: &str = "route_backward";
+    let [tokens, count] = check_route(logits, options)?;
+    let top_k = options.top_k;
+    check::shape(OP, "experts", &routing.experts, &[tokens, top_k])?;
+    check::shape(OP, "dweights", dweights, &[tokens, top_k])?;
+    let chosen = check::indices(OP, &routing.experts, count)?;
+    let (logits, dweights) = (check::slice::<f32>(OP, logits)?, check::slice::<f32>(OP, dweights)?);
+    let mut loads = vec![0f32; count];
+    chosen.iter().for_each(|&expert| loads[expert as usize] += 1.0);
+    // d loss / d P, of which every token's score is one T-th.
+    let pull: Vec<f32> = loads
+        .iter()
+        .map(|load| losses.load_balance * count as f32 * load / (tokens * top_k) as f32 / tokens as f32)
+        .collect();
+    let mut gradient = vec![0.0; logits.len()];
+    for t in 0..tokens {
+        let (logits, out) = (&logits[t * count..][..count], &mut gradient[t * count..][..count]);
+        let (chosen, dweights) = (&chosen[t * top_k..][..top_k], &dweights[t * top_k..][..top_k]);
+        let p = scores(logits, options.gate);
+        let mut dp = vec![0.0; count];
+        let sum: f32 = chosen.iter().map(|&e| p[e as usize]).sum();
+        let mean: f32 = chosen.iter().zip(dweights).map(|(&e, d)| d * p[e as usize]).sum::<f32>() / sum;
+        for (&e, &d) in chosen.iter().zip(dweights) {
+            dp[e as usize] = options.scale * if options.renormalise { (d - mean) / sum } else { d };
+        }
+        let total: f32 = p.iter().sum();
+        let pulled: f32 = p.iter().zip(&pull).map(|(p, pull)| p * pull).sum::<f32>() / total;
+        dp.iter_mut().zip(&pull).for_each(|(dp, pull)| *dp += (pull - pulled) / total);
+        let weighted: f32 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+        for e in 0..count {
+            out[e] = match options.gate {
+                Gate::Softmax => p[e] * (dp[e] - weighted),
+                Gate::Sigmoid => p[e] * (1.0 - p[e]) * dp[e],
+            };
+        }
+        if losses.z_loss != 0.0 {
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let lse = largest + logits.iter().map(|x| (x - largest).exp()).sum::<f32>().ln();
+            let factor = 2.0 * losses.z_loss / tokens as f32 * lse;
+            out.iter_mut().zip(logits).for_each(|(out, x)| *out += factor * (x - lse).exp());
+        }
+    }
+    check::in_op(OP, Tensor::from_slice(&[tokens, count], &gradient))
 }

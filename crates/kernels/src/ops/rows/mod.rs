@@ -52,3 +52,30 @@ pub(crate) fn gathered_shape(x: &Tensor, indices: &Tensor) -> Result<[usize; 2]>
         }
     }
 }
+
+pub(crate) fn sum_rows(x: &Tensor) -> Result<Tensor> {
+    let [_, width] = check::dims("sum_rows", "x", x)?;
+    let mut sums = vec![0.0; width];
+    for row in check::slice::<f32>("sum_rows", x)?.chunks_exact(width.max(1)) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
+    check::in_op("sum_rows", Tensor::from_slice(&[width], &sums))
+}
+
+pub(crate) fn dot_rows(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    const OP: &str = "dot_rows";
+    let [rows, width] = check::dims(OP, "x", x)?;
+    check::shape(OP, "y", y, x.shape())?;
+    let (x, y) = (check::slice::<f32>(OP, x)?, check::slice::<f32>(OP, y)?);
+    let row = |r: usize| r * width..(r + 1) * width;
+    let dots: Vec<f32> =
+        (0..rows).map(|r| x[row(r)].iter().zip(&y[row(r)]).map(|(x, y)| x * y).sum()).collect();
+    check::in_op(OP, Tensor::from_slice(&[rows], &dots))
+}
+
+pub(crate) fn transpose(x: &Tensor) -> Result<Tensor> {
+    let [rows, columns] = check::dims("transpose", "x", x)?;
+    let from = check::slice::<f32>("transpose", x)?;
+    let turned: Vec<f32> = (0..columns).flat_map(|c| (0..rows).map(move |r| from[r * columns + c])).collect();
+    check::in_op("transpose", Tensor::from_slice(&[columns, rows], &turned))
+}
