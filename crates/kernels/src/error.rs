@@ -66,6 +66,14 @@ pub enum KernelError {
         /// What was given.
         format: Format,
     },
+    /// A pass is recorded that has no gradient.
+    #[error("{op} has no gradient: {why}")]
+    NotDifferentiable {
+        /// The op.
+        op: &'static str,
+        /// What is in the way.
+        why: &'static str,
+    },
     /// The storage of a tensor was not as the op needs it.
     #[error("{op}: {source}")]
     Tensor {

@@ -44,7 +44,8 @@ impl Batch {
 }
 
 /// The index data of a batch in the device's memory, for the length of one forward pass.
-pub(crate) struct Step<'a> {
+#[derive(Clone)]
+pub struct Step<'a> {
     pub(crate) kernels: &'a dyn Kernels,
     /// What keys and values are rounded to where no cache does it.
     pub(crate) kv_format: KvFormat,
@@ -91,6 +92,11 @@ impl<'a> Step<'a> {
             step.block_table = Some(upload(&[sequences, entries], &table)?);
         }
         Ok(step)
+    }
+
+    /// The same step, computed by other kernels of the same device: those that record it, say.
+    pub fn on<'b>(&self, kernels: &'b dyn Kernels) -> Step<'b> {
+        Step { kernels, ..self.clone() }
     }
 }
 

@@ -23,11 +23,12 @@ mod rope;
 mod stored;
 mod transformer;
 
-pub use batch::Batch;
+pub use batch::{Batch, Step};
 pub use config::{Config, Family, GenerationDefaults, Mixture, RopeScaling};
 pub use error::{ModelError, Result};
 pub use kv_cache::KvCache;
-pub use load::LoadOptions;
+pub use linear::LowRank;
+pub use load::{LoadOptions, Parameter, Source};
 pub use names::{TensorReport, compare_tensors, expected_tensors, weight_format};
 pub use presets::{Evidence, Preset, preset, presets};
 pub use random::random_tensor;

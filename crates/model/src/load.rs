@@ -4,9 +4,9 @@ use std::cell::Cell;
 
 use kanana_checkpoint::Checkpoint;
 use kanana_kernels::{Format, Kernels, Packed, Weight};
-use kanana_tensor::{DType, Tensor};
+use kanana_tensor::{DType, Identity, Tensor};
 
-use crate::linear::Linear;
+use crate::linear::{Linear, LowRank};
 use crate::{ModelError, Result, stored, weight_format};
 
 /// How a model is loaded.
@@ -19,16 +19,43 @@ pub struct LoadOptions {
     pub max_positions: usize,
 }
 
-/// Where tensors come from.
-pub(crate) trait Source {
+/// A parameter as a model holds it.
+#[derive(Clone, Debug)]
+pub enum Parameter {
+    /// A matrix, laid out for the machine.
+    Matrix(Weight),
+    /// The weight of a norm, or a bias.
+    Vector(Tensor),
+}
+
+impl Parameter {
+    /// What tells it from others.
+    pub fn identity(&self) -> Identity {
+        match self {
+            Parameter::Matrix(weight) => weight.identity(),
+            Parameter::Vector(tensor) => tensor.identity(),
+        }
+    }
+}
+
+/// Where parameters come from: a checkpoint, a seed, a trainer.
+pub trait Source {
     /// The tensor of that name, which must have that shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
+    /// The parameter of that name where it is at hand as the machine takes it, in that shape; it is then used as it is.
+    fn parameter(&self, _name: &str) -> Option<Parameter> {
+        None
+    }
     /// The matrix of that name as it was packed; none where it is stored as numbers.
     fn packed(&self, _name: &str) -> Result<Option<Packed>> {
         Ok(None)
     }
+    /// What is added to the projection of that name, such as `model.layers.0.self_attn.q_proj`.
+    fn low_rank(&self, _projection: &str) -> Option<LowRank> {
+        None
+    }
     /// Says that the tensor has been copied and its pages may go.
-    fn release(&self, name: &str);
+    fn release(&self, _name: &str) {}
 }
 
 impl Source for Checkpoint {
@@ -82,6 +109,10 @@ impl<'a> Loader<'a> {
 
     /// A matrix in the layout of the machine, as it was packed before or quantised now.
     pub(crate) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        if let Some(Parameter::Matrix(weight)) = self.source.parameter(name) {
+            self.done(name, shape.iter().product());
+            return Ok(weight);
+        }
         let format = weight_format(name, self.format);
         let weight = match self.source.packed(name)? {
             None => self.kernels.pack(&self.source.tensor(name, &shape)?, format)?,
@@ -105,6 +136,10 @@ impl<'a> Loader<'a> {
 
     /// A norm's weight or a bias, in f32.
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
+        if let Some(Parameter::Vector(vector)) = self.source.parameter(name) {
+            self.done(name, len);
+            return Ok(vector);
+        }
         let values = self.source.tensor(name, &[len])?.to_f32_vec()?;
         self.done(name, len);
         Ok(self.kernels.upload(&Tensor::from_slice(&[len], &values)?)?)
@@ -115,6 +150,7 @@ impl<'a> Loader<'a> {
         Ok(Linear {
             weight: self.matrix(&format!("{prefix}.weight"), shape)?,
             bias: if bias { Some(self.vector(&format!("{prefix}.bias"), shape[0])?) } else { None },
+            low_rank: self.source.low_rank(prefix),
         })
     }
 

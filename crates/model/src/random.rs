@@ -15,8 +15,6 @@ impl Source for Random {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         random_tensor(name, shape, self.dtype, self.seed)
     }
-
-    fn release(&self, _name: &str) {}
 }
 
 /// The tensor that [`crate::Transformer::random`] loads under this name: uniform, with the variance 1/K that keeps

@@ -8,7 +8,7 @@ use crate::attention::Attention;
 use crate::batch::Step;
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::LayerCache;
-use crate::load::Loader;
+use crate::load::{Loader, Source};
 use crate::random::Random;
 use crate::{Batch, Config, KvCache, LoadOptions, Result, rope_table};
 
@@ -60,6 +60,18 @@ impl Transformer {
     pub fn random(config: &Config, kernels: &dyn Kernels, options: &LoadOptions, seed: u64) -> Result<Self> {
         let source = Random { seed, dtype: options.format.kv_format().dtype() };
         Self::build(&Loader::new(kernels, &source, options.format, &|_| ()), config, options)
+    }
+
+    /// A model whose parameters come from elsewhere.
+    ///
+    /// Errors: those of the source.
+    pub fn from_source(
+        source: &dyn Source,
+        config: &Config,
+        kernels: &dyn Kernels,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        Self::build(&Loader::new(kernels, source, options.format, &|_| ()), config, options)
     }
 
     fn build(loader: &Loader<'_>, config: &Config, options: &LoadOptions) -> Result<Self> {
@@ -119,7 +131,7 @@ impl Transformer {
         trace: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let step = Step::new(kernels, batch, self.kv_format, cache.is_some())?;
-        let mut x_td = kernels.embedding(&step.token_ids, &self.embed_tokens)?;
+        let mut x_td = self.embed(&step)?;
         trace("embed_tokens", &x_td);
         for (i, layer) in self.layers.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| cache.layer(i));
@@ -127,14 +139,41 @@ impl Transformer {
                 trace(&format!("layers.{i}{name}"), tensor);
             })?;
         }
-        let y_td = kernels.rms_norm(&x_td, &self.norm, self.eps())?;
+        let y_td = self.finish(&step, &x_td)?;
         trace("norm", &y_td);
         Ok(y_td)
     }
 
+    // The parts of the forward pass, for those who keep something between them.
+
+    /// A step over whole sequences, without a cache. Errors: those of the upload.
+    pub fn step<'a>(&self, kernels: &'a dyn Kernels, batch: &Batch) -> Result<Step<'a>> {
+        Step::new(kernels, batch, self.kv_format, false)
+    }
+
+    /// Shapes: → `[T, D]`.
+    pub fn embed(&self, step: &Step<'_>) -> Result<Tensor> {
+        Ok(step.kernels.embedding(&step.token_ids, &self.embed_tokens)?)
+    }
+
+    /// Layer `i` without a cache. Shapes: `x [T, D]` → `[T, D]`.
+    pub fn layer(&self, i: usize, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
+        self.layers[i].forward(step, x, self, None, &mut |_, _| ())
+    }
+
+    /// The last norm. Shapes: `x [T, D]` → `[T, D]`.
+    pub fn finish(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor> {
+        Ok(step.kernels.rms_norm(x, &self.norm, self.eps())?)
+    }
+
+    /// The matrix that [`Transformer::logits`] multiplies with, `[V, D]`; the embedding where they are tied.
+    pub fn output_matrix(&self) -> &Weight {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
     /// Shapes: `hidden [R, D]`, rows of [`Transformer::forward`] → logits `[R, V]`. Cost: 2·R·V·D FLOPs.
     pub fn logits(&self, kernels: &dyn Kernels, hidden: &Tensor) -> Result<Tensor> {
-        Ok(kernels.linear(hidden, self.lm_head.as_ref().unwrap_or(&self.embed_tokens))?)
+        Ok(kernels.linear(hidden, self.output_matrix())?)
     }
 
     fn eps(&self) -> f32 {

@@ -1,0 +1,19 @@
+//! Training: the transformer of the engine on the kernels of the engine, recorded and replayed backwards.
+//!
+//! [`Tape`] wraps any implementation of `kanana_kernels::Kernels`; [`Pass`] runs a batch forward and backward, block by
+//! block; an [`Objective`] turns logits into a loss; optimisers turn gradients into steps. It knows no text and no HTTP.
+//! Tests: `cargo test -p kanana-train`.
+//!
+//! Legend of all files: T packed tokens, D hidden, V vocabulary, N outputs and K inputs of a matrix, R rows.
+
+mod error;
+mod gradients;
+mod objectives;
+mod pass;
+mod tape;
+
+pub use error::{Result, TrainError};
+pub use gradients::Gradients;
+pub use objectives::{NextToken, Objective};
+pub use pass::Pass;
+pub use tape::Tape;
