@@ -54,8 +54,8 @@ pub trait Source {
     fn low_rank(&self, _projection: &str) -> Option<LowRank> {
         None
     }
-    /// Says that the tensor has been copied and its pages may go.
-    fn release(&self, _name: &str) {}
+    /// Says that the parameter has been laid out, and that the pages of its tensor may go.
+    fn loaded(&self, _name: &str, _parameter: &Parameter) {}
 }
 
 impl Source for Checkpoint {
@@ -78,8 +78,8 @@ impl Source for Checkpoint {
         stored::packed(self, name)
     }
 
-    fn release(&self, name: &str) {
-        Checkpoint::release(self, name);
+    fn loaded(&self, name: &str, _parameter: &Parameter) {
+        self.release(name);
     }
 }
 
@@ -110,7 +110,6 @@ impl<'a> Loader<'a> {
     /// A matrix in the layout of the machine, as it was packed before or quantised now.
     pub(crate) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         if let Some(Parameter::Matrix(weight)) = self.source.parameter(name) {
-            self.done(name, shape.iter().product());
             return Ok(weight);
         }
         let format = weight_format(name, self.format);
@@ -130,19 +129,19 @@ impl<'a> Loader<'a> {
             }
             Some(packed) => self.kernels.adopt(&packed)?,
         };
-        self.done(name, shape.iter().product());
+        self.done(name, &Parameter::Matrix(weight.clone()), shape.iter().product());
         Ok(weight)
     }
 
     /// A norm's weight or a bias, in f32.
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
         if let Some(Parameter::Vector(vector)) = self.source.parameter(name) {
-            self.done(name, len);
             return Ok(vector);
         }
         let values = self.source.tensor(name, &[len])?.to_f32_vec()?;
-        self.done(name, len);
-        Ok(self.kernels.upload(&Tensor::from_slice(&[len], &values)?)?)
+        let vector = self.kernels.upload(&Tensor::from_slice(&[len], &values)?)?;
+        self.done(name, &Parameter::Vector(vector.clone()), len);
+        Ok(vector)
     }
 
     /// `{prefix}.weight` and, when asked for, `{prefix}.bias`.
@@ -154,9 +153,9 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn done(&self, name: &str, parameters: usize) {
-        self.source.release(name);
-        self.loaded.set(self.loaded.get() + parameters as u64);
+    fn done(&self, name: &str, parameter: &Parameter, count: usize) {
+        self.source.loaded(name, parameter);
+        self.loaded.set(self.loaded.get() + count as u64);
         (self.progress)(self.loaded.get());
     }
 }

@@ -14,6 +14,12 @@ pub enum TrainError {
         /// The step, from 1.
         step: u64,
     },
+    /// An adapter for projections that the model does not have.
+    #[error("lora: no projection of the model is called {}", targets.join(" or "))]
+    NoTarget {
+        /// What was asked for.
+        targets: Vec<String>,
+    },
     /// A kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),

@@ -9,11 +9,13 @@
 mod error;
 mod gradients;
 mod objectives;
+mod parameters;
 mod pass;
 mod tape;
 
 pub use error::{Result, TrainError};
 pub use gradients::Gradients;
 pub use objectives::{NextToken, Objective};
+pub use parameters::{Built, LoraOptions, Parameters};
 pub use pass::Pass;
 pub use tape::Tape;
