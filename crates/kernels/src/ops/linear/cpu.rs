@@ -152,6 +152,7 @@ impl Block<'_> {
         let rectangle = Rectangle {
             x: &x[self.rows.start * x_stride..],
             x_stride: *x_stride,
+            inputs: *x_stride,
             rows: self.rows.len(),
             w: &weights[self.panels.start * w_stride..],
             w_stride,
@@ -178,6 +179,8 @@ pub(crate) struct Target<'a> {
 pub(crate) struct Rectangle<'a, E> {
     pub(crate) x: &'a [f32], // [rows][x_stride]
     pub(crate) x_stride: usize,
+    /// How many of a row's and a panel's inputs are summed over.
+    pub(crate) inputs: usize,
     pub(crate) rows: usize,
     pub(crate) w: &'a [E], // [panels][w_stride], a panel as `Layout::Panels` has it
     pub(crate) w_stride: usize,
@@ -262,8 +265,8 @@ impl<E> Rectangle<'_, E> {
         to: &Target<'_>,
         add: bool,
     ) {
-        let x = std::array::from_fn(|r| &self.x[(row + r) * self.x_stride..][..self.x_stride]);
-        let w = std::array::from_fn(|p| &self.w[(panel + p) * self.w_stride..][..self.w_stride]);
+        let x = std::array::from_fn(|r| &self.x[(row + r) * self.x_stride..][..self.inputs]);
+        let w = std::array::from_fn(|p| &self.w[(panel + p) * self.w_stride..][..self.inputs * PANEL]);
         let place = |r: usize, p: usize| {
             let n = (panel + p) * PANEL;
             // SAFETY: no other task uses these places, and no two ranges are held at once.
