@@ -20,6 +20,12 @@ pub enum TrainError {
         /// What was asked for.
         targets: Vec<String>,
     },
+    /// A gradient without a parameter.
+    #[error("there is no parameter {name}")]
+    UnknownParameter {
+        /// Its name.
+        name: String,
+    },
     /// A kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),

@@ -9,13 +9,17 @@
 mod error;
 mod gradients;
 mod objectives;
+mod optimizer;
 mod parameters;
 mod pass;
+mod schedule;
 mod tape;
 
 pub use error::{Result, TrainError};
 pub use gradients::Gradients;
 pub use objectives::{NextToken, Objective};
+pub use optimizer::{Algorithm, Optimizer, OptimizerOptions, Outcome};
 pub use parameters::{Built, LoraOptions, Parameters};
 pub use pass::Pass;
+pub use schedule::{Schedule, Shape};
 pub use tape::Tape;
