@@ -152,10 +152,28 @@ impl Kernels for Cpu {
         log_sum_exp::cpu::log_sum_exp(self.machine(), logits)
     }
     fn transpose(&self, x: &Tensor) -> Result<Tensor> {
-        rows::transpose(x)
+        linear::backward_cpu::transpose(self.machine(), x)
     }
     fn transposed(&self, w: &Weight) -> Result<Weight> {
-        self.pack_transposed(&linear::backward::unpacked(w)?, linear::backward::transposed_format(w.format()))
+        linear::backward_cpu::transposed(self.machine(), w)
+    }
+    fn pack_transposed(&self, matrix: &Tensor, format: Format) -> Result<Weight> {
+        match format {
+            Format::F32 => linear::backward_cpu::pack_transposed_f32(self.machine(), matrix),
+            _ => self.pack(&self.transpose(matrix)?, format),
+        }
+    }
+    fn linear_backward_weight(
+        &self,
+        base: Tensor,
+        dy: &Tensor,
+        x: &Tensor,
+        format: Format,
+    ) -> Result<Tensor> {
+        match linear::backward_cpu::bf16_pays(self.isa) && format == Format::BF16 {
+            true => linear::backward_weight(self, base, dy, x, format),
+            false => linear::backward_cpu::backward_weight_f32(self.machine(), base, dy, x),
+        }
     }
     fn rms_norm_backward(
         &self,
@@ -164,13 +182,13 @@ impl Kernels for Cpu {
         eps: f32,
         dy: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        rms_norm::reference::rms_norm_backward(x, weight, eps, dy)
+        rms_norm::backward::rms_norm_backward(self.machine(), x, weight, eps, dy)
     }
     fn attention_backward(&self, call: AttentionCall<'_>, y: &Tensor, dy: &Tensor) -> Result<[Tensor; 3]> {
-        attention::backward::attention_backward(call, y, dy)
+        attention::backward_cpu::attention_backward(self.machine(), call, y, dy)
     }
     fn silu_mul_backward(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
-        elementwise::reference::silu_mul_backward(gate, up, dy)
+        elementwise::cpu::silu_mul_backward(self.machine(), gate, up, dy)
     }
     fn sigmoid_gate_backward(&self, x: &Tensor, gate: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
         elementwise::reference::sigmoid_gate_backward(x, gate, dy)
@@ -197,6 +215,6 @@ impl Kernels for Cpu {
         targets: &Tensor,
         options: CrossEntropy,
     ) -> Result<(Tensor, Tensor)> {
-        cross_entropy::reference::cross_entropy(&logits, targets, options)
+        cross_entropy::cpu::cross_entropy(self.machine(), logits, targets, options)
     }
 }

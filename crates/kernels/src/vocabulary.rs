@@ -151,8 +151,8 @@ pub trait Kernels: Send + Sync {
     /// Rows become columns. Shapes: `x [R, C]` → `[C, R]`.
     fn transpose(&self, x: &Tensor) -> Result<Tensor>;
 
-    /// The weight whose [`Kernels::linear`] is `x · w`: of a product's gradient, that of its input. Quantised weights
-    /// become bf16.
+    /// The weight whose [`Kernels::linear`] is `x · w`: of a product's gradient, that of its input. Weights that are not f32
+    /// become bf16, or f32 where the machine is faster so.
     ///
     /// Shapes: `w [N, K]` → `[K, N]`. Cost: N·K reads and writes.
     fn transposed(&self, w: &Weight) -> Result<Weight>;
@@ -162,8 +162,8 @@ pub trait Kernels: Send + Sync {
         self.pack(&self.transpose(matrix)?, format)
     }
 
-    /// `base + dyᵀ · x`: the gradient of a weight, onto what other tokens gave. `format`, f32 or bf16, is what `dy` and `x`
-    /// are rounded to.
+    /// `base + dyᵀ · x`: the gradient of a weight, onto what other tokens gave. `format`, f32 or bf16, is the least that `dy`
+    /// and `x` are rounded to: a machine that is faster in f32 does not round them.
     ///
     /// Shapes: `base [N, K] f32`, `dy [T, N]`, `x [T, K]` → `[N, K]`. Cost: 2·T·N·K FLOPs.
     fn linear_backward_weight(

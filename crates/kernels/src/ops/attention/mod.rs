@@ -1,6 +1,7 @@
 //! Attention over packed sequences and its paged cache. Contract: [`crate::Kernels::attention`], [`crate::Kernels::write_kv`].
 
 pub(crate) mod backward;
+pub(crate) mod backward_cpu;
 pub(crate) mod cpu;
 mod kv_format;
 pub(crate) mod reference;

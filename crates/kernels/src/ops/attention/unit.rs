@@ -113,6 +113,7 @@ impl<W: FmaPanels<Element: Panel>> Unit for Fma<W> {
         let rectangle = Rectangle {
             x: operands.rows,
             x_stride: inputs,
+            inputs,
             rows: operands.count,
             w: operands.panels,
             w_stride: inputs * PANEL,

@@ -1,5 +1,6 @@
 //! The loss of next-token prediction with its gradient. Contract: [`crate::Kernels::cross_entropy`].
 
+pub(crate) mod cpu;
 pub(crate) mod reference;
 
 use kanana_tensor::Tensor;

@@ -15,6 +15,17 @@ pub(crate) fn silu_mul(machine: Machine<'_>, gate: &Tensor, up: &Tensor) -> Resu
     pairs(machine, "silu_mul", gate, up, SiluMul)
 }
 
+pub(crate) fn silu_mul_backward(
+    machine: Machine<'_>,
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "silu_mul_backward";
+    let by_up = pairs(machine, OP, dy, up, Mul)?;
+    Ok((pairs(machine, OP, gate, &by_up, SiluSlope)?, pairs(machine, OP, gate, dy, SiluMul)?))
+}
+
 pub(crate) fn add(machine: Machine<'_>, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     pairs(machine, "add", x, y, Add)
 }
@@ -107,6 +118,27 @@ impl Pair for SiluMul {
     fn apply<L: Lanes>(self, gate: L, up: L) -> L {
         let negated = L::splat(0.0).sub(gate);
         gate.div(L::splat(1.0).add(negated.exp())).mul(up)
+    }
+}
+
+/// The derivative of `silu(gate)`, times `y`.
+#[derive(Clone, Copy)]
+struct SiluSlope;
+impl Pair for SiluSlope {
+    #[inline(always)]
+    fn apply<L: Lanes>(self, gate: L, y: L) -> L {
+        let one = L::splat(1.0);
+        let sigmoid = one.div(one.add(L::splat(0.0).sub(gate).exp()));
+        sigmoid.mul(one.fma(gate, one.sub(sigmoid))).mul(y)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Mul;
+impl Pair for Mul {
+    #[inline(always)]
+    fn apply<L: Lanes>(self, x: L, y: L) -> L {
+        x.mul(y)
     }
 }
 

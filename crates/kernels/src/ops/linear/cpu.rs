@@ -152,6 +152,7 @@ impl Block<'_> {
         let rectangle = Rectangle {
             x: &x[self.rows.start * x_stride..],
             x_stride: *x_stride,
+            inputs: *x_stride,
             rows: self.rows.len(),
             w: &weights[self.panels.start * w_stride..],
             w_stride,
@@ -178,6 +179,8 @@ pub(crate) struct Target<'a> {
 pub(crate) struct Rectangle<'a, E> {
     pub(crate) x: &'a [f32], // [rows][x_stride]
     pub(crate) x_stride: usize,
+    /// How many of a row's and a panel's inputs are summed over.
+    pub(crate) inputs: usize,
     pub(crate) rows: usize,
     pub(crate) w: &'a [E], // [panels][w_stride], a panel as `Layout::Panels` has it
     pub(crate) w_stride: usize,
@@ -210,15 +213,37 @@ impl<E> Rectangle<'_, E> {
                 }
                 return;
             }
-            for panel in 0..self.panels {
-                let mut row = 0;
-                while row + 12 <= self.rows {
-                    self.part::<L, W, 12, 1>(row, panel, to, add);
-                    row += 12;
+            // As many rows as leave room for the weights and an input in the registers.
+            match L::HELD / W::SUMS {
+                8 => self.walk::<L, W, 6, 3>(to, add),
+                4 => self.walk::<L, W, 3, 2>(to, add),
+                _ => self.walk::<L, W, 12, 4>(to, add),
+            }
+        }
+    }
+
+    /// Panel after panel, `R` rows at once while there are so many, then `S`, then one by one.
+    ///
+    /// # Safety
+    /// As for [`Rectangle::multiply`].
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    unsafe fn walk<L: Lanes, W: Panels<Element = E>, const R: usize, const S: usize>(
+        &self,
+        to: &Target<'_>,
+        add: bool,
+    ) {
+        for panel in 0..self.panels {
+            let mut row = 0;
+            // SAFETY: the caller's promise holds for each part.
+            unsafe {
+                while row + R <= self.rows {
+                    self.part::<L, W, R, 1>(row, panel, to, add);
+                    row += R;
                 }
-                while row + 4 <= self.rows {
-                    self.part::<L, W, 4, 1>(row, panel, to, add);
-                    row += 4;
+                while row + S <= self.rows {
+                    self.part::<L, W, S, 1>(row, panel, to, add);
+                    row += S;
                 }
                 for row in row..self.rows {
                     self.part::<L, W, 1, 1>(row, panel, to, add);
@@ -240,8 +265,8 @@ impl<E> Rectangle<'_, E> {
         to: &Target<'_>,
         add: bool,
     ) {
-        let x = std::array::from_fn(|r| &self.x[(row + r) * self.x_stride..][..self.x_stride]);
-        let w = std::array::from_fn(|p| &self.w[(panel + p) * self.w_stride..][..self.w_stride]);
+        let x = std::array::from_fn(|r| &self.x[(row + r) * self.x_stride..][..self.inputs]);
+        let w = std::array::from_fn(|p| &self.w[(panel + p) * self.w_stride..][..self.inputs * PANEL]);
         let place = |r: usize, p: usize| {
             let n = (panel + p) * PANEL;
             // SAFETY: no other task uses these places, and no two ranges are held at once.
@@ -270,6 +295,8 @@ impl<E> Rectangle<'_, E> {
 /// How one dtype's panels are summed: `R` rows by `P` panels at once, onto what was summed before.
 pub(crate) trait Panels {
     type Element: Element;
+    /// Sums that run at once for each output.
+    const SUMS: usize;
     fn sums<L: Lanes, const R: usize, const P: usize>(
         sums: [[L; P]; R],
         x: [&[f32]; R],
@@ -281,6 +308,7 @@ pub(crate) struct F32Panels;
 
 impl Panels for F32Panels {
     type Element = f32;
+    const SUMS: usize = 1;
 
     /// In the order of k.
     #[inline(always)]
@@ -307,6 +335,7 @@ pub(crate) struct Bf16Tiles;
 
 impl Panels for Bf16Tiles {
     type Element = bf16;
+    const SUMS: usize = 2;
 
     /// Over each tile of 32 k, even and odd products apart, then their sum onto the accumulator.
     #[inline(always)]

@@ -3,6 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 pub(crate) mod backward;
+pub(crate) mod backward_cpu;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod bf16_dot;
 pub(crate) mod cpu;

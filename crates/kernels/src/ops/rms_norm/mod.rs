@@ -1,5 +1,6 @@
 //! Root-mean-square norm. Contract: [`crate::Kernels::rms_norm`].
 
+pub(crate) mod backward;
 pub(crate) mod cpu;
 pub(crate) mod reference;
 
