@@ -59,11 +59,12 @@ def rope(theta: float, rope_type: str = "default", **options) -> dict:
     return {"rope_theta": theta, "rope_type": rope_type, **options}
 
 
-def goldens() -> list[Golden]:
-    # transformers 5.23 refuses a hidden size that is no multiple of the heads, which the published 2.1B has.
-    LlamaConfig.__class_validators__ = [
-        check for check in LlamaConfig.__class_validators__ if check.__name__ != "validate_architecture"]
+# transformers 5.23 refuses a hidden size that is no multiple of the heads, which the published 2.1B has.
+LlamaConfig.__class_validators__ = [
+    check for check in LlamaConfig.__class_validators__ if check.__name__ != "validate_architecture"]
 
+
+def goldens() -> list[Golden]:
     def llama(**changes) -> LlamaConfig:
         sizes = dict(vocab_size=101, hidden_size=20, intermediate_size=45, num_hidden_layers=2, num_attention_heads=3,
                      num_key_value_heads=1, head_dim=12, max_position_embeddings=64, rms_norm_eps=1e-5,
