@@ -46,6 +46,12 @@ pub enum TokenizerError {
         /// Rows of the embedding (`vocab_size` of config.json).
         rows: usize,
     },
+    /// A vocabulary cannot be learnt.
+    #[error("training of a tokenizer: {problem}")]
+    Training {
+        /// What is in the way, and what to do.
+        problem: String,
+    },
     /// The tokenizers library refused the text.
     #[error("encoding failed: {0}")]
     Encode(String),

@@ -16,6 +16,7 @@ mod stream;
 mod template;
 pub mod tiktoken;
 mod tokenizer;
+pub mod train;
 
 pub use error::{Result, TokenizerError};
 pub use message::Message;
