@@ -1,0 +1,214 @@
+//! From a row to tokens, and which of them are learnt.
+
+use kanana_tokenizer::{ChatRequest, ChatTemplate, Ending, Message, Tokenizer};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::read::{Row, text};
+use crate::{DataError, Result};
+
+/// The target of a token after which nothing is learnt.
+pub const IGNORED: u32 = u32::MAX;
+
+/// What a row is to training.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Document {
+    /// A text, of which every token is learnt.
+    Text(String),
+    /// A conversation, of which the assistant's turns are learnt.
+    Chat(Vec<Message>),
+}
+
+/// How rows become documents.
+#[derive(Clone, Debug)]
+pub enum Fields {
+    /// A text under this name.
+    Text(String),
+    /// A list of messages with `role` and `content` under this name.
+    Messages(String),
+    /// A question and an answer, each a template with fields in braces: `{question}`.
+    Pair {
+        /// What the user says.
+        prompt: Template,
+        /// What the assistant says.
+        response: Template,
+    },
+}
+
+/// A text with fields in braces; `{{` and `}}` are braces.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Part {
+    Text(String),
+    Field(String),
+}
+
+impl Template {
+    /// Reads a template. Errors: a brace that is not closed.
+    pub fn new(template: &str) -> Result<Self> {
+        let failed = |problem| DataError::Template { template: template.to_owned(), problem };
+        let (mut parts, mut text, mut rest) = (Vec::new(), String::new(), template);
+        while let Some(at) = rest.find(['{', '}']) {
+            text.push_str(&rest[..at]);
+            let brace = &rest[at..at + 1];
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix(brace) {
+                text.push_str(brace);
+                rest = after;
+            } else if brace == "{" {
+                let (field, after) = rest.split_once('}').ok_or_else(|| failed("a brace is not closed"))?;
+                parts.push(Part::Text(std::mem::take(&mut text)));
+                parts.push(Part::Field(field.to_owned()));
+                rest = after;
+            } else {
+                return Err(failed("a brace is closed that was not opened; }} is a brace"));
+            }
+        }
+        text.push_str(rest);
+        parts.push(Part::Text(text));
+        Ok(Template(parts))
+    }
+
+    fn fill(&self, row: &Row) -> std::result::Result<String, String> {
+        let mut filled = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => filled.push_str(text),
+                Part::Field(field) => filled.push_str(&text(row, field)?),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl Document {
+    /// Takes what is learnt out of a row; the error says what is missing.
+    pub fn from_row(row: &Row, fields: &Fields) -> std::result::Result<Self, String> {
+        match fields {
+            Fields::Text(field) => Ok(Document::Text(text(row, field)?.into_owned())),
+            Fields::Pair { prompt, response } => Ok(Document::Chat(vec![
+                Message::user(prompt.fill(row)?),
+                Message::assistant(response.fill(row)?),
+            ])),
+            Fields::Messages(field) => {
+                let Some(Value::Array(messages)) = row.get(field) else {
+                    return Err(match row.get(field) {
+                        Some(_) => format!("field {field:?} is not a list of messages"),
+                        None => text(row, field).err().unwrap_or_default(),
+                    });
+                };
+                let messages: std::result::Result<_, String> = messages
+                    .iter()
+                    .map(|message| Message::from_value(message.clone()).map_err(|error| error.to_string()))
+                    .collect();
+                Ok(Document::Chat(messages?))
+            }
+        }
+    }
+
+    /// Tells documents apart, whatever their case and spacing: the first eight bytes of a SHA-256.
+    pub fn fingerprint(&self) -> u64 {
+        let mut digest = Sha256::new();
+        let mut add = |text: &str| {
+            for word in text.split_whitespace() {
+                digest.update(word.to_lowercase());
+                digest.update(" ");
+            }
+        };
+        match self {
+            Document::Text(text) => add(text),
+            Document::Chat(messages) => messages.iter().filter_map(Message::text).for_each(add),
+        }
+        let bytes = digest.finalize();
+        u64::from_le_bytes(std::array::from_fn(|i| bytes[i]))
+    }
+
+    /// The bytes of its text: of a conversation, those of the assistant's turns.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Document::Text(text) => text.len(),
+            Document::Chat(messages) => messages
+                .iter()
+                .filter(|message| message.role() == "assistant")
+                .filter_map(|message| message.text().map(str::len))
+                .sum(),
+        }
+    }
+}
+
+/// A document in tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tokens {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// Whether each is learnt, given those before it; never the first.
+    pub learnt: Vec<bool>,
+}
+
+/// Turns documents into tokens.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    end: u32,
+}
+
+impl Encoder {
+    /// The tokenizer and chat template of a folder; a text ends with its `eos_token`.
+    ///
+    /// Errors: those of the files; no `eos_token`.
+    pub fn from_dir(dir: &std::path::Path) -> Result<Self> {
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        let end = tokenizer.special_token_id("eos_token").ok_or_else(|| DataError::Shards {
+            path: dir.join("tokenizer_config.json"),
+            problem: "no eos_token: a text would have no end".to_owned(),
+        })?;
+        Ok(Encoder { template: ChatTemplate::from_dir(dir)?, tokenizer, end })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The tokens; the error says what is wrong with the document.
+    pub fn encode(&self, document: &Document) -> std::result::Result<Tokens, String> {
+        let told = |error: kanana_tokenizer::TokenizerError| error.to_string();
+        match document {
+            Document::Text(text) => {
+                let mut ids = self.tokenizer.encode(text).map_err(told)?;
+                ids.push(self.end);
+                let mut learnt = vec![true; ids.len()];
+                learnt[0] = false;
+                Ok(Tokens { ids, learnt })
+            }
+            Document::Chat(messages) => {
+                let tokens = |upto: usize, ending: Ending| {
+                    let request = ChatRequest { ending, ..ChatRequest::new(messages[..upto].to_vec()) };
+                    let text = self.template.render(&request).map_err(told)?;
+                    self.tokenizer.encode_rendered(&text).map_err(told)
+                };
+                let ids = tokens(messages.len(), Ending::Closed)?;
+                let mut learnt = vec![false; ids.len()];
+                for (i, _) in messages.iter().enumerate().filter(|(_, message)| message.role() == "assistant")
+                {
+                    // What the template writes before the answer, and up to its end.
+                    let before = tokens(i, Ending::GenerationPrompt)?;
+                    let after = tokens(i + 1, Ending::Closed)?;
+                    if !after.starts_with(&before) || !ids.starts_with(&after) {
+                        return Err(format!(
+                            "the chat template writes message {} otherwise once others follow it, so its tokens cannot be told",
+                            i + 1
+                        ));
+                    }
+                    learnt[before.len()..after.len()].fill(true);
+                }
+                if !learnt.contains(&true) {
+                    return Err("no message of the assistant: nothing would be learnt".to_owned());
+                }
+                Ok(Tokens { ids, learnt })
+            }
+        }
+    }
+}

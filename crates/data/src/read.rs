@@ -1,0 +1,183 @@
+//! Rows of a corpus: JSON objects, one after the other, from files that are never whole in memory.
+//!
+//! Tests: `cargo test -p kanana-data read`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::io;
+use crate::{DataError, Result};
+
+/// A row: fields by name.
+pub type Row = Map<String, Value>;
+
+/// The rows of one file, with their numbers.
+pub struct Rows {
+    path: PathBuf,
+    form: Form,
+    lines: BufReader<Box<dyn Read + Send>>,
+    row: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Json,
+    /// The whole file is one row with a `text`.
+    Text,
+}
+
+/// Opens a file by its name: `.jsonl` (or `.json`, `.ndjson`), an object a line; `.txt` (or `.md`), one document. Behind
+/// that `.zst` or `.gz` where it is compressed.
+///
+/// Errors: a name of another form, a file that cannot be read.
+pub fn open(path: &Path) -> Result<Rows> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let file = File::open(path).map_err(io(path))?;
+    let (name, bytes): (&str, Box<dyn Read + Send>) = match name.rsplit_once('.') {
+        Some((name, "zst")) => {
+            let mut decoder = zstd::Decoder::new(file).map_err(io(path))?;
+            // Corpora are packed with long windows.
+            decoder.window_log_max(31).map_err(io(path))?;
+            (name, Box::new(decoder))
+        }
+        Some((name, "gz")) => (name, Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file)))),
+        _ => (&name, Box::new(file)),
+    };
+    let form = match name.rsplit_once('.') {
+        Some((_, "jsonl" | "json" | "ndjson")) => Form::Json,
+        Some((_, "txt" | "md")) => Form::Text,
+        _ => return Err(DataError::UnknownForm { path: path.to_owned() }),
+    };
+    Ok(Rows { path: path.to_owned(), form, lines: BufReader::with_capacity(1 << 16, bytes), row: 0 })
+}
+
+impl Rows {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn problem(&self, problem: impl Into<String>) -> DataError {
+        DataError::Row { path: self.path.clone(), row: self.row, problem: problem.into() }
+    }
+
+    fn next_row(&mut self) -> Result<Option<Row>> {
+        loop {
+            let mut bytes = Vec::new();
+            let count = match self.form {
+                Form::Json => self.lines.read_until(b'\n', &mut bytes),
+                Form::Text => self.lines.read_to_end(&mut bytes),
+            };
+            self.row += 1;
+            if count.map_err(|error| self.problem(error.to_string()))? == 0 {
+                return Ok(None);
+            }
+            let text = match String::from_utf8(bytes) {
+                Ok(text) => text,
+                Err(error) => {
+                    let at = error.utf8_error().valid_up_to();
+                    return Err(self.problem(format!("not UTF-8, first bad byte at {at}")));
+                }
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            if self.form == Form::Text {
+                return Ok(json!({ "text": text }).as_object().cloned());
+            }
+            return match serde_json::from_str(&text) {
+                Ok(Value::Object(row)) => Ok(Some(row)),
+                Ok(_) => Err(self.problem("expected a JSON object")),
+                Err(error) => Err(self.problem(format!("not JSON: {error}"))),
+            };
+        }
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<(u64, Row)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_row().map(|row| row.map(|row| (self.row, row))).transpose()
+    }
+}
+
+/// The text of a field; a number or a truth value as JSON writes it. The error names the nearest field there is.
+pub fn text<'a>(row: &'a Row, field: &str) -> std::result::Result<std::borrow::Cow<'a, str>, String> {
+    match row.get(field) {
+        Some(Value::String(text)) => Ok(text.into()),
+        Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(value.to_string().into()),
+        Some(_) => Err(format!("field {field:?} is not a text")),
+        None => {
+            let distance = |name: &&String| (strsim::levenshtein(name, field), (*name).clone());
+            let nearest = row.keys().min_by_key(distance);
+            Err(match nearest {
+                Some(name) => format!("no field {field:?}; did you mean {name:?}?"),
+                None => format!("no field {field:?}: the row is empty"),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn written(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        (dir, path)
+    }
+
+    fn texts(path: &Path) -> Vec<String> {
+        open(path).unwrap().map(|row| text(&row.unwrap().1, "text").unwrap().into_owned()).collect()
+    }
+
+    #[test]
+    fn plain_and_compressed_files_have_the_same_rows() {
+        let lines = "{\"text\": \"가나다\"}\n\n{\"text\": \"b\"}\n".as_bytes();
+        let zst = zstd::encode_all(lines, 3).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(lines).unwrap();
+        for (name, bytes) in
+            [("a.jsonl", lines.to_vec()), ("a.jsonl.zst", zst), ("a.jsonl.gz", gz.finish().unwrap())]
+        {
+            let (_dir, path) = written(name, &bytes);
+            assert_eq!(texts(&path), ["가나다", "b"], "{name}");
+        }
+        let (_dir, path) = written("a.txt", "한 줄\n두 줄".as_bytes());
+        assert_eq!(texts(&path), ["한 줄\n두 줄"]);
+    }
+
+    fn check_error(name: &str, bytes: &[u8], expected: &str) {
+        let (_dir, path) = written(name, bytes);
+        let error = match open(&path) {
+            Ok(mut rows) => rows.find_map(|row| row.err()).expect("an error"),
+            Err(error) => error,
+        };
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+
+    #[test]
+    fn bad_rows_name_file_and_line() {
+        check_error("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": ", "a.jsonl: row 2: not JSON");
+        check_error("a.jsonl", b"[1]\n", "row 1: expected a JSON object");
+        check_error("a.jsonl", b"{\"text\": \"\xff\"}\n", "row 1: not UTF-8");
+        check_error("a.csv", b"", "expected .jsonl");
+        check_error("a.jsonl.zst", b"no frame", "row 1");
+        check_error("a.jsonl.gz", b"no frame", "row 1");
+    }
+
+    #[test]
+    fn a_missing_field_names_the_nearest() {
+        let row = json!({"tekst": "a", "number": 5}).as_object().cloned().unwrap();
+        assert!(text(&row, "text").unwrap_err().contains("did you mean \"tekst\""));
+        assert_eq!(text(&row, "number").unwrap(), "5");
+    }
+}
