@@ -2,7 +2,7 @@
 //!
 //! - `index.json`: what is in it, and a SHA-256 of every file;
 //! - `tokens.bin`: ids, little-endian, 16 bits where the vocabulary fits, else 32;
-//! - `documents.bin`: for each document the place of its first token and its fingerprint, 64 bits each;
+//! - `documents.bin`: for each document the place of its first token, its fingerprint, the bytes of its text, 64 bits each;
 //! - `learnt.bin`: a bit for each token, lowest first.
 //!
 //! A shard is written beside its place and renamed when it is whole. Tests: `cargo test -p kanana-data shards`.
@@ -23,6 +23,8 @@ const TOKENS: &str = "tokens.bin";
 const DOCUMENTS: &str = "documents.bin";
 const LEARNT: &str = "learnt.bin";
 const VERSION: u32 = 1;
+/// Bytes of a document in `documents.bin`.
+const ENTRY: usize = 24;
 
 /// What a shard holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,7 +135,8 @@ impl ShardWriter {
     /// Adds a document, its fingerprint and the bytes of its text.
     pub fn push(&mut self, tokens: &Tokens, fingerprint: u64, text_bytes: usize) -> Result<()> {
         let start = self.info.tokens.to_le_bytes();
-        self.documents.write(&[start, fingerprint.to_le_bytes()].concat())?;
+        self.documents
+            .write(&[start, fingerprint.to_le_bytes(), (text_bytes as u64).to_le_bytes()].concat())?;
         for (id, &learnt) in tokens.ids.iter().zip(&tokens.learnt) {
             match width(self.info.vocab_size) {
                 2 => self.tokens.write(&(*id as u16).to_le_bytes())?,
@@ -187,6 +190,7 @@ pub struct Shards {
     learnt: File,
     starts: Vec<u64>, // [documents + 1]
     fingerprints: Vec<u64>,
+    text_bytes: Vec<u64>,
 }
 
 impl Shards {
@@ -211,7 +215,7 @@ impl Shards {
         };
         for (name, expected) in [
             (TOKENS, info.tokens * width(info.vocab_size) as u64),
-            (DOCUMENTS, info.documents * 16),
+            (DOCUMENTS, info.documents * ENTRY as u64),
             (LEARNT, info.tokens.div_ceil(8)),
         ] {
             let got = size(name)?;
@@ -226,19 +230,20 @@ impl Shards {
         let path = dir.join(DOCUMENTS);
         let documents = fs::read(&path).map_err(io(&path))?;
         let number = |bytes: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
-        let mut starts: Vec<u64> = documents.chunks_exact(16).map(number).collect();
+        let entries = || documents.chunks_exact(ENTRY);
+        let mut starts: Vec<u64> = entries().map(number).collect();
         starts.push(info.tokens);
         if starts.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(failed(DOCUMENTS, "documents are not in order: make it again".to_owned()));
         }
-        let fingerprints = documents.chunks_exact(16).map(|bytes| number(&bytes[8..])).collect();
         Ok(Shards {
             tokens: open(TOKENS)?,
             learnt: open(LEARNT)?,
             dir: dir.to_owned(),
             info,
+            fingerprints: entries().map(|bytes| number(&bytes[8..])).collect(),
+            text_bytes: entries().map(|bytes| number(&bytes[16..])).collect(),
             starts,
-            fingerprints,
         })
     }
 
@@ -277,6 +282,11 @@ impl Shards {
     /// A fingerprint for each document.
     pub fn fingerprints(&self) -> &[u64] {
         &self.fingerprints
+    }
+
+    /// The bytes of a document's text: of a conversation, of the assistant's turns.
+    pub fn text_bytes(&self, document: usize) -> u64 {
+        self.text_bytes[document]
     }
 
     /// How many tokens a document has.

@@ -31,7 +31,7 @@ pub use linear::LowRank;
 pub use load::{LoadOptions, Parameter, Source};
 pub use names::{TensorReport, compare_tensors, expected_tensors, weight_format};
 pub use presets::{Evidence, Preset, preset, presets};
-pub use random::random_tensor;
+pub use random::{Random, random_tensor};
 pub use rope::{inverse_frequencies, rope_table};
 pub use stored::{check_stored, numbers};
 pub use transformer::Transformer;

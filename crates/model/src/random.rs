@@ -1,14 +1,22 @@
 //! Numbers that follow from a seed, in the place of trained ones: to measure speed, and to test laws that hold for any.
 
+use kanana_kernels::Format;
 use kanana_tensor::{DType, Tensor, bf16};
 
 use crate::Result;
 use crate::load::Source;
 
 /// Weights drawn from a seed, matrices stored as `dtype`, vectors as f32.
-pub(crate) struct Random {
+pub struct Random {
     pub(crate) seed: u64,
     pub(crate) dtype: DType,
+}
+
+impl Random {
+    /// Those that [`crate::Transformer::random`] loads in this format.
+    pub fn new(seed: u64, format: Format) -> Self {
+        Random { seed, dtype: format.kv_format().dtype() }
+    }
 }
 
 impl Source for Random {

@@ -58,7 +58,7 @@ impl Transformer {
 
     /// A model of this shape with weights drawn from a seed: to measure speed, and to test laws that hold for any weights.
     pub fn random(config: &Config, kernels: &dyn Kernels, options: &LoadOptions, seed: u64) -> Result<Self> {
-        let source = Random { seed, dtype: options.format.kv_format().dtype() };
+        let source = Random::new(seed, options.format);
         Self::build(&Loader::new(kernels, &source, options.format, &|_| ()), config, options)
     }
 

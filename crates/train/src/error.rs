@@ -1,3 +1,7 @@
+use std::path::PathBuf;
+
+use kanana_checkpoint::CheckpointError;
+use kanana_data::DataError;
 use kanana_kernels::KernelError;
 use kanana_model::ModelError;
 use kanana_tensor::TensorError;
@@ -20,12 +24,64 @@ pub enum TrainError {
         /// What was asked for.
         targets: Vec<String>,
     },
+    /// A recipe that cannot be followed.
+    #[error("{path}: {problem}")]
+    Recipe {
+        /// The file.
+        path: PathBuf,
+        /// The key, what was expected and got.
+        problem: String,
+    },
     /// A gradient without a parameter.
     #[error("there is no parameter {name}")]
     UnknownParameter {
         /// Its name.
         name: String,
     },
+    /// Too many steps were left out.
+    #[error(
+        "step {step}: {skipped} steps were left out, for gradients that are not finite or losses that stand out"
+    )]
+    TooManySkipped {
+        /// The step, from 1.
+        step: u64,
+        /// How many.
+        skipped: u64,
+    },
+    /// Shards have ids that the model does not.
+    #[error("{shards}: a vocabulary of {has}, but the model has {model}")]
+    Vocabulary {
+        /// The folder.
+        shards: PathBuf,
+        /// Ids there may be.
+        has: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
+    /// What is measured on would be trained on.
+    #[error("stage {stage:?}: {documents} documents of {shards} are in the evaluation texts too")]
+    Overlap {
+        /// The folder.
+        shards: PathBuf,
+        /// The stage that reads it.
+        stage: String,
+        /// How many.
+        documents: usize,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The data refused.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint refused.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// A kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),

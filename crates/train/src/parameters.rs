@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
 use kanana_kernels::{Format, Kernels, Packed};
 use kanana_model::{
@@ -13,7 +14,9 @@ use kanana_model::{
 };
 use kanana_tensor::{DType, Identity, Tensor};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::state::{write_file, write_tensors};
 use crate::{Result, TrainError};
 
 /// Adapters of low rank beside frozen projections. Source: Hu et al. 2021, arXiv 2106.09685.
@@ -142,6 +145,70 @@ impl Parameters {
     /// How the adapters are, where there are some.
     pub fn lora(&self) -> Option<&LoraOptions> {
         self.lora.as_ref()
+    }
+
+    /// Takes the values of a checkpoint of the same run.
+    ///
+    /// Errors: other names or shapes.
+    pub(crate) fn replace(&mut self, saved: BTreeMap<String, Tensor>) -> Result<()> {
+        let same =
+            |(a, b): ((&String, &Tensor), (&String, &Tensor))| a.0 == b.0 && a.1.shape() == b.1.shape();
+        if saved.len() != self.learnt.len() || !self.learnt.iter().zip(&saved).all(same) {
+            let name =
+                saved.keys().find(|name| !self.learnt.contains_key(*name)).cloned().unwrap_or_default();
+            return Err(TrainError::UnknownParameter { name });
+        }
+        self.learnt = saved;
+        Ok(())
+    }
+
+    /// Writes the adapters as the PEFT library does: adapter_config.json and adapter_model.safetensors.
+    pub(crate) fn export_adapter(&self, dir: &Path, base: Option<&Path>) -> Result<()> {
+        let Some(lora) = &self.lora else { return Ok(()) };
+        let config = json!({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": true,
+            "base_model_name_or_path": base.map(|path| path.display().to_string()),
+            "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0, "use_rslora": lora.rank_stabilised,
+            "target_modules": lora.targets, "fan_in_fan_out": false,
+        });
+        write_file(&dir.join("adapter_config.json"), format!("{config:#}\n").as_bytes())?;
+        let renamed = |name: &str| {
+            let name = name.replace("lora_a", "lora_A.weight").replace("lora_b", "lora_B.weight");
+            format!("base_model.model.{name}")
+        };
+        let adapters = self.learnt.iter().map(|(name, tensor)| (renamed(name), tensor.clone())).collect();
+        // The library that writes checkpoints names its file for itself.
+        let within = dir.join("adapter");
+        write_tensors(&within, &adapters, DType::F32)?;
+        let place = dir.join("adapter_model.safetensors");
+        std::fs::rename(within.join("model.safetensors"), &place)
+            .and_then(|()| std::fs::remove_dir(&within))
+            .map_err(|source| TrainError::Io { path: place, source })
+    }
+
+    /// The model with its adapters added in: `w + scale · b · a`, by name, in f32.
+    ///
+    /// Errors: those of the source, which is the frozen model.
+    pub fn merged(
+        &self,
+        source: &dyn Source,
+        config: &Config,
+        kernels: &dyn Kernels,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let mut merged = BTreeMap::new();
+        for (name, shape) in expected_tensors(config) {
+            let mut tensor = Tensor::from_slice(&shape, &source.tensor(&name, &shape)?.to_f32_vec()?)?;
+            let factor = |i: usize| {
+                let projection = name.strip_suffix(".weight")?;
+                self.learnt.get(&format!("{projection}.{}", FACTORS[i]))
+            };
+            if let (Some(lora), Some(a), Some(b)) = (&self.lora, factor(0), factor(1)) {
+                let product = kernels.linear(b, &kernels.pack_transposed(a, Format::F32)?)?;
+                tensor = kernels.add(&tensor, &kernels.scale(&product, lora.scale())?)?;
+            }
+            merged.insert(name, tensor);
+        }
+        Ok(merged)
     }
 
     /// How many numbers are learnt.

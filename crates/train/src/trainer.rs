@@ -1,0 +1,431 @@
+//! A run: batches from the stages of a recipe, gradients, steps, measurements, checkpoints.
+//!
+//! It prints nothing: every step gives a [`StepReport`]. What follows from a recipe is the same bits on every run, on any
+//! number of threads, and after any interruption. Tests: `crates/train/tests/trainer.rs`.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::Path;
+
+use kanana_checkpoint::Checkpoint;
+use kanana_data::{Mixture, Piece, Shards, Source};
+use kanana_kernels::{CrossEntropy, Format, Kernels, RouterLosses};
+use kanana_model::{Batch, Config, LoadOptions, Transformer};
+use serde::Serialize;
+
+use crate::parameters::Built;
+use crate::recipe::{EvaluationRecipe, Precision, StageRecipe};
+use crate::state::{Saved, State};
+use crate::{Gradients, NextToken, Objective, Optimizer, Parameters, Pass, Recipe, Result, TrainError};
+
+/// Losses that a spike is compared with.
+const WINDOW: usize = 128;
+
+/// A run that goes on step by step.
+pub struct Trainer<'a> {
+    kernels: &'a dyn Kernels,
+    recipe: Recipe,
+    config: Config,
+    options: LoadOptions,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    built: Option<Built>,
+    mixture: Mixture,
+    state: State,
+    losses: VecDeque<f64>,
+    evaluations: Vec<(EvaluationRecipe, Shards)>,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// The step, from 1.
+    pub step: u64,
+    /// The name of its stage.
+    pub stage: String,
+    /// Tokens read so far, this step's included.
+    pub tokens: u64,
+    /// Tokens of this step that were learnt.
+    pub learnt: u64,
+    /// The mean loss of those. Units: nats.
+    pub loss: f64,
+    /// The norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    /// The learning rate of AdamW.
+    pub lr: f64,
+    /// Steps left out so far: gradients that were not finite, losses that were a spike.
+    pub skipped: u64,
+}
+
+/// A measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// The mean over tokens. Units: nats.
+    pub loss: f64,
+    /// Bits for each byte of the text, which compares tokenizers; the end of a text counts as neither.
+    pub bits_per_byte: f64,
+}
+
+impl<'a> Trainer<'a> {
+    /// Starts a run, or goes on from a checkpoint of it.
+    ///
+    /// Errors: files that do not fit one another; a stage that would run out of data; an evaluation text that is trained
+    /// on; a checkpoint of another recipe.
+    pub fn new(recipe: Recipe, kernels: &'a dyn Kernels, resume: Option<&Path>) -> Result<Self> {
+        let folder = recipe.model.checkpoint.clone();
+        let config = match (&recipe.model.config, &folder) {
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| TrainError::Recipe { path: path.clone(), problem: error.to_string() })?;
+                Config::from_json_str(&text, &path.display().to_string())?
+            }
+            (None, Some(folder)) => Config::from_dir(folder)?,
+            (None, None) => unreachable!("the recipe was checked: this is a bug"),
+        };
+        let format = match recipe.model.precision {
+            Precision::F32 => Format::F32,
+            Precision::Bf16 => Format::BF16,
+            Precision::Q8 => Format::Q8,
+            Precision::Q4 => Format::Q4,
+        };
+        let options = LoadOptions { format, max_positions: recipe.step.sequence_length };
+        let evaluations = open_evaluations(&recipe)?;
+        for stage in &recipe.stages {
+            check_stage(&recipe, stage, &config, &evaluations)?;
+        }
+        let source = folder.map(Checkpoint::open).transpose()?;
+        let mut parameters = match (&source, &recipe.lora) {
+            (Some(source), Some(lora)) => {
+                Parameters::adapted(source, &config, kernels, format, lora.clone(), recipe.seed)?
+            }
+            (Some(source), None) => Parameters::continued(source, &config)?,
+            (None, None) => Parameters::random(&config, recipe.seed)?,
+            (None, Some(lora)) => {
+                let random = kanana_model::Random::new(recipe.seed, format);
+                Parameters::adapted(&random, &config, kernels, format, lora.clone(), recipe.seed)?
+            }
+        };
+        let mut state = State::default();
+        let mut optimizer = Optimizer::new(recipe.optimizer);
+        if let Some(dir) = resume {
+            let saved = Saved::read(dir, &recipe)?;
+            parameters.replace(saved.parameters)?;
+            optimizer = Optimizer::restored(recipe.optimizer, saved.state.updates, saved.optimizer);
+            state = saved.state;
+        }
+        let mut mixture = mixture(&recipe, state.stage)?;
+        if let Some(at) = state.mixture.clone() {
+            mixture.restore(&recipe.stages[state.stage].name, at)?;
+        }
+        let losses = state.losses.iter().copied().collect();
+        Ok(Trainer {
+            kernels,
+            config,
+            options,
+            parameters,
+            optimizer,
+            built: None,
+            mixture,
+            state,
+            losses,
+            evaluations,
+            recipe,
+        })
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What is learnt.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Whether all stages are done.
+    pub fn is_done(&self) -> bool {
+        self.state.step >= self.recipe.steps()
+    }
+
+    /// The model as it stands.
+    pub fn model(&mut self) -> Result<&Transformer> {
+        Ok(&self.built()?.model)
+    }
+
+    fn built(&mut self) -> Result<&Built> {
+        let built = match self.built.take() {
+            Some(built) => built,
+            None => self.parameters.build(self.kernels, &self.config, &self.options)?,
+        };
+        Ok(self.built.insert(built))
+    }
+
+    /// One optimiser step.
+    ///
+    /// Errors: no token is a target; too many steps were left out; the data cannot be read.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let (stage, ends) = self.stage_of(self.state.step);
+        if stage != self.state.stage {
+            self.mixture = mixture(&self.recipe, stage)?;
+            self.state.stage = stage;
+        }
+        debug_assert!(self.state.step < ends);
+        let recipe = self.recipe.step.clone();
+        let mut batches = Vec::new();
+        for _ in 0..recipe.batch_tokens / recipe.micro_batch_tokens {
+            batches.push(self.mixture.next(recipe.micro_batch_tokens, recipe.sequence_length)?);
+        }
+        let learnt = |pieces: &[Piece]| {
+            pieces.iter().flat_map(|piece| &piece.targets).filter(|&&y| y != CrossEntropy::IGNORED).count()
+        };
+        let targets: usize = batches.iter().map(|pieces| learnt(pieces)).sum();
+        if targets == 0 {
+            return Err(TrainError::NoTargets { step: self.state.step + 1 });
+        }
+        let (gradients, loss) = self.gradients(&batches, targets)?;
+        let factor = self.recipe.schedule.factor(self.state.step, self.recipe.steps());
+        let spike = self.is_spike(loss, recipe.spike_deviations);
+        self.built = None;
+        let outcome = match spike {
+            true => None,
+            false => {
+                Some(self.optimizer.step(self.kernels, &mut self.parameters.learnt, &gradients, factor)?)
+            }
+        };
+        self.state.step += 1;
+        self.state.updates = self.optimizer.steps();
+        self.state.tokens += batches.iter().flatten().map(|piece| piece.ids.len() as u64).sum::<u64>();
+        self.state.mixture = Some(self.mixture.state().clone());
+        if outcome.is_some_and(|outcome| outcome.updated) {
+            self.losses.push_back(loss);
+            if self.losses.len() > WINDOW {
+                self.losses.pop_front();
+            }
+        } else {
+            self.state.skipped += 1;
+            if self.state.skipped > recipe.max_skipped {
+                return Err(TrainError::TooManySkipped {
+                    step: self.state.step,
+                    skipped: self.state.skipped,
+                });
+            }
+        }
+        self.state.losses = self.losses.iter().copied().collect();
+        Ok(StepReport {
+            step: self.state.step,
+            stage: self.recipe.stages[stage].name.clone(),
+            tokens: self.state.tokens,
+            learnt: targets as u64,
+            loss,
+            grad_norm: outcome.map_or(f64::NAN, |outcome| outcome.grad_norm),
+            lr: f64::from(factor * self.recipe.optimizer.learning_rate),
+            skipped: self.state.skipped,
+        })
+    }
+
+    /// Gradients by name, and the mean loss, of the batches of one step.
+    fn gradients(
+        &mut self,
+        batches: &[Vec<Piece>],
+        targets: usize,
+    ) -> Result<(BTreeMap<String, kanana_tensor::Tensor>, f64)> {
+        let recipe = self.recipe.step.clone();
+        let kernels = self.kernels;
+        let built = self.built()?;
+        let options = CrossEntropy {
+            scale: 1.0 / targets as f32,
+            label_smoothing: recipe.label_smoothing,
+            z_loss: recipe.z_loss,
+        };
+        let share = 1.0 / batches.len() as f32;
+        let pass = Pass {
+            kernels,
+            model: &built.model,
+            parameters: &built.learnt,
+            checkpointing: recipe.checkpointing,
+            chunk: recipe.logit_rows,
+            router_losses: RouterLosses {
+                load_balance: recipe.router_load_balance * share,
+                z_loss: recipe.router_z_loss * share,
+            },
+        };
+        let (mut sums, mut loss) = (Gradients::default(), 0.0);
+        for pieces in batches.iter().filter(|pieces| !pieces.is_empty()) {
+            let (batch, targets) = packed(pieces);
+            let mut objective = NextToken::new(&targets, options);
+            pass.run(&batch, &mut objective, &mut sums)?;
+            loss += objective.loss;
+        }
+        let mut gradients = BTreeMap::new();
+        for (&of, name) in &built.names {
+            if let Some(gradient) = sums.take(of) {
+                gradients.insert(name.clone(), kernels.download(&gradient)?);
+            }
+        }
+        Ok((gradients, loss / targets as f64))
+    }
+
+    /// Whether a loss stands out from those before it.
+    fn is_spike(&self, loss: f64, deviations: f64) -> bool {
+        if deviations <= 0.0 || self.losses.len() < WINDOW {
+            return false;
+        }
+        let mean = self.losses.iter().sum::<f64>() / WINDOW as f64;
+        let variance = self.losses.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / WINDOW as f64;
+        loss > mean + deviations * variance.sqrt()
+    }
+
+    /// The stage of a step, and the step at which it ends.
+    fn stage_of(&self, step: u64) -> (usize, u64) {
+        let mut end = 0;
+        for (i, stage) in self.recipe.stages.iter().enumerate() {
+            end += stage.steps;
+            if step < end {
+                return (i, end);
+            }
+        }
+        (self.recipe.stages.len() - 1, end)
+    }
+
+    /// Measures on every evaluation text.
+    pub fn evaluate(&mut self) -> Result<BTreeMap<String, Evaluation>> {
+        self.built()?;
+        let Some(built) = &self.built else { return Ok(BTreeMap::new()) };
+        let step = &self.recipe.step;
+        let mut results = BTreeMap::new();
+        for (evaluation, shards) in &self.evaluations {
+            let (mut nats, mut bytes, mut learnt, mut read) = (0.0, 0, 0, 0);
+            let mut pieces = Vec::new();
+            let documents = shards.info().documents as usize;
+            for document in 0..documents {
+                let len = shards.document_len(document);
+                read += len;
+                bytes += shards.text_bytes(document);
+                for skip in (0..len).step_by(step.sequence_length) {
+                    let count = step.sequence_length.min(len - skip);
+                    let tokens = shards.read(document, skip, count + 1)?;
+                    // The last token ends the text, and is none of it.
+                    let target = |j: usize| match tokens.learnt.get(j + 1) {
+                        Some(true) if skip + j + 2 < len => tokens.ids[j + 1],
+                        _ => CrossEntropy::IGNORED,
+                    };
+                    let targets = (0..count).map(target).collect();
+                    pieces.push(Piece { ids: tokens.ids[..count].to_vec(), targets });
+                }
+                let held: usize = pieces.iter().map(|piece| piece.ids.len()).sum();
+                let last = document + 1 == documents || read >= evaluation.tokens;
+                if last || held >= step.micro_batch_tokens {
+                    let (batch, targets) = packed(&pieces);
+                    let options = CrossEntropy { scale: 0.0, label_smoothing: 0.0, z_loss: 0.0 };
+                    let mut objective = NextToken::new(&targets, options);
+                    learnt += objective.rows().len();
+                    measure(self.kernels, &built.model, &batch, &mut objective, step.logit_rows)?;
+                    nats += objective.loss;
+                    pieces.clear();
+                }
+                if last {
+                    break;
+                }
+            }
+            let bits_per_byte = nats / std::f64::consts::LN_2 / bytes.max(1) as f64;
+            let loss = nats / learnt.max(1) as f64;
+            results.insert(evaluation.name.clone(), Evaluation { loss, bits_per_byte });
+        }
+        Ok(results)
+    }
+
+    /// Writes a checkpoint into the run's folder, and removes those that need not be kept. Gives its folder.
+    pub fn save(&self) -> Result<std::path::PathBuf> {
+        crate::state::save(&self.recipe, &self.config, &self.parameters, &self.optimizer, &self.state)
+    }
+}
+
+/// Pieces one after the other, with their targets.
+fn packed(pieces: &[Piece]) -> (Batch, Vec<u32>) {
+    let sequences: Vec<&[u32]> = pieces.iter().map(|piece| &piece.ids[..]).collect();
+    let targets = pieces.iter().flat_map(|piece| piece.targets.iter().copied()).collect();
+    (Batch::packed(&sequences, true), targets)
+}
+
+/// The loss of a batch, without gradients.
+fn measure(
+    kernels: &dyn Kernels,
+    model: &Transformer,
+    batch: &Batch,
+    objective: &mut NextToken,
+    chunk: usize,
+) -> Result<()> {
+    let hidden = model.forward(kernels, batch, None)?;
+    let rows = objective.rows().to_vec();
+    for (i, rows) in rows.chunks(chunk).enumerate() {
+        let indices = kernels.upload(&kanana_tensor::Tensor::from_slice(&[rows.len()], rows)?)?;
+        let logits = model.logits(kernels, &kernels.gather_rows(&hidden, &indices)?)?;
+        objective.chunk(kernels, logits, i * chunk..i * chunk + rows.len())?;
+    }
+    Ok(())
+}
+
+fn open_evaluations(recipe: &Recipe) -> Result<Vec<(EvaluationRecipe, Shards)>> {
+    recipe.evaluations.iter().map(|e| Ok((e.clone(), Shards::open(&e.shards)?))).collect()
+}
+
+/// The mixture of a stage, at its beginning.
+fn mixture(recipe: &Recipe, stage: usize) -> Result<Mixture> {
+    let StageRecipe { name, steps, chat, sources } = &recipe.stages[stage];
+    let sources = sources.iter().map(|source| -> Result<Source> {
+        Ok(Source {
+            shards: Shards::open(&source.shards)?,
+            weight: source.weight,
+            max_epochs: source.max_epochs,
+        })
+    });
+    let tokens = steps * recipe.step.batch_tokens as u64;
+    let seed = recipe.seed ^ (stage as u64 + 1) << 48;
+    Ok(Mixture::new(name, sources.collect::<Result<_>>()?, tokens, seed, *chat)?)
+}
+
+/// Everything about a stage that can be known before the first step.
+fn check_stage(
+    recipe: &Recipe,
+    stage: &StageRecipe,
+    config: &Config,
+    evaluations: &[(EvaluationRecipe, Shards)],
+) -> Result<()> {
+    let held_out: HashSet<u64> =
+        evaluations.iter().flat_map(|(_, shards)| shards.fingerprints().iter().copied()).collect();
+    let index = recipe.stages.iter().position(|other| other == stage).unwrap_or(0);
+    let mixture = mixture(recipe, index)?;
+    let tokenizer = recipe.model.tokenizer.as_ref().or(recipe.model.checkpoint.as_ref());
+    for shards in
+        mixture.sources().iter().map(|source| &source.shards).chain(evaluations.iter().map(|e| &e.1))
+    {
+        if let Some(tokenizer) = tokenizer {
+            shards.check_tokenizer(tokenizer)?;
+        }
+        if shards.info().vocab_size > config.vocab_size {
+            return Err(TrainError::Vocabulary {
+                shards: shards.dir().to_owned(),
+                has: shards.info().vocab_size,
+                model: config.vocab_size,
+            });
+        }
+    }
+    for source in mixture.sources() {
+        let overlap = source.shards.fingerprints().iter().filter(|print| held_out.contains(print)).count();
+        if overlap > 0 {
+            let (shards, stage) = (source.shards.dir().to_owned(), stage.name.clone());
+            return Err(TrainError::Overlap { shards, stage, documents: overlap });
+        }
+    }
+    Ok(())
+}
