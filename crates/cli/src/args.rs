@@ -8,7 +8,7 @@ use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
 use crate::commands::{
-    bench, chat, completions, convert, data, generate, inspect, pull, quantize, score, tokenize,
+    bench, chat, completions, convert, data, generate, inspect, pull, quantize, score, tokenize, train,
 };
 
 /// Runs the Kanana family of language models on this machine.
@@ -45,6 +45,7 @@ pub enum Command {
     Compare(score::CompareArgs),
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
+    Train(train::TrainArgs),
     Data(data::DataArgs),
     Tokenizer(data::TokenizerArgs),
     Completions(completions::CompletionsArgs),

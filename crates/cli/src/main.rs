@@ -25,7 +25,9 @@ use kanana_kernels::runtime::Isa;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
-use commands::{bench, chat, completions, convert, data, generate, inspect, pull, quantize, score, tokenize};
+use commands::{
+    bench, chat, completions, convert, data, generate, inspect, pull, quantize, score, tokenize, train,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -47,6 +49,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Compare(args) => score::compare(args)?,
         Command::Convert(args) => convert::run(args)?,
         Command::Quantize(args) => quantize::run(args)?,
+        Command::Train(args) => return train::run(args),
         Command::Data(args) => data::run(args)?,
         Command::Tokenizer(args) => data::run_tokenizer(args)?,
         Command::Completions(args) => completions::run(args)?,

@@ -46,6 +46,11 @@ impl Progress {
         Self::new(bytes, "quantising", template)
     }
 
+    /// Of so many steps of training; each of them has a line of its own.
+    pub fn of_steps(steps: u64) -> Self {
+        Self::new(steps, "steps", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")
+    }
+
     /// Of scoring so many windows of a text.
     pub fn of_windows(windows: u64) -> Self {
         Self::new(windows, "windows", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")

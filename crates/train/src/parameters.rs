@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use kanana_kernels::{Format, Kernels, Packed};
 use kanana_model::{
@@ -70,7 +71,7 @@ pub struct Parameters {
 /// A model built from parameters, and which of what it holds is learnt.
 pub struct Built {
     /// The model.
-    pub model: Transformer,
+    pub model: Arc<Transformer>,
     /// Names of what is learnt, by identity.
     pub names: HashMap<Identity, String>,
     /// The identities alone.
@@ -233,7 +234,7 @@ impl Parameters {
         }
         let source = LaidOut { parameters: laid_out, scale: self.lora.as_ref().map(LoraOptions::scale) };
         let model = Transformer::from_source(&source, config, kernels, options)?;
-        Ok(Built { model, learnt: names.keys().copied().collect(), names })
+        Ok(Built { model: Arc::new(model), learnt: names.keys().copied().collect(), names })
     }
 
     /// Factors of adapters are never quantised.

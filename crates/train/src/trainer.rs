@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::Path;
+use std::sync::Arc;
 
 use kanana_checkpoint::Checkpoint;
 use kanana_data::{Mixture, Piece, Shards, Source};
@@ -44,6 +45,8 @@ pub struct StepReport {
     pub stage: String,
     /// Tokens read so far, this step's included.
     pub tokens: u64,
+    /// Tokens of this step.
+    pub batch_tokens: u64,
     /// Tokens of this step that were learnt.
     pub learnt: u64,
     /// The mean loss of those. Units: nats.
@@ -158,8 +161,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// The model as it stands.
-    pub fn model(&mut self) -> Result<&Transformer> {
-        Ok(&self.built()?.model)
+    pub fn model(&mut self) -> Result<Arc<Transformer>> {
+        Ok(self.built()?.model.clone())
     }
 
     fn built(&mut self) -> Result<&Built> {
@@ -204,7 +207,8 @@ impl<'a> Trainer<'a> {
         };
         self.state.step += 1;
         self.state.updates = self.optimizer.steps();
-        self.state.tokens += batches.iter().flatten().map(|piece| piece.ids.len() as u64).sum::<u64>();
+        let batch_tokens = batches.iter().flatten().map(|piece| piece.ids.len() as u64).sum::<u64>();
+        self.state.tokens += batch_tokens;
         self.state.mixture = Some(self.mixture.state().clone());
         if outcome.is_some_and(|outcome| outcome.updated) {
             self.losses.push_back(loss);
@@ -225,6 +229,7 @@ impl<'a> Trainer<'a> {
             step: self.state.step,
             stage: self.recipe.stages[stage].name.clone(),
             tokens: self.state.tokens,
+            batch_tokens,
             learnt: targets as u64,
             loss,
             grad_norm: outcome.map_or(f64::NAN, |outcome| outcome.grad_norm),

@@ -11,3 +11,4 @@ pub mod pull;
 pub mod quantize;
 pub mod score;
 pub mod tokenize;
+pub mod train;
