@@ -1,0 +1,237 @@
+//! The laws of a run: resumed is straight, accumulated is whole, the trainer's log-probability is the engine's.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use kanana_data::{ShardWriter, Tokens};
+use kanana_engine::{Engine, EngineOptions, Request, SamplingParams};
+use kanana_kernels::{Cpu, CpuOptions, CrossEntropy, Format, Kernels};
+use kanana_model::{Batch, Config, LoadOptions, Transformer};
+use kanana_tensor::Tensor;
+use kanana_train::{NextToken, Objective, Recipe, Trainer, checkpoints};
+
+const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 40,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64, "hidden_act": "silu",
+    "tie_word_embeddings": true}"#;
+
+/// A folder with a configuration, a tokenizer's name, and shards of documents that follow a rule.
+struct World(tempfile::TempDir);
+
+impl World {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("tokenizer")).unwrap();
+        std::fs::write(root.path().join("tokenizer/tokenizer.json"), "{}").unwrap();
+        std::fs::write(root.path().join("config.json"), CONFIG).unwrap();
+        let world = World(root);
+        world.shards("train", 0..60);
+        world.shards("held-out", 60..66);
+        world
+    }
+
+    /// Document i counts up by i mod 5 + 1, in a vocabulary of 60.
+    fn shards(&self, name: &str, documents: std::ops::Range<u32>) {
+        let (dir, tokenizer) = (self.0.path().join(name), self.0.path().join("tokenizer"));
+        let mut writer = ShardWriter::create(&dir, &tokenizer, 61).unwrap();
+        for i in documents {
+            let ids: Vec<u32> = (0..20 + i % 7).map(|j| (i + j * (i % 5 + 1)) % 60).collect();
+            let learnt = (0..ids.len()).map(|j| j > 0).collect();
+            writer.push(&Tokens { ids, learnt }, u64::from(i), 40).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    /// A recipe with these fields of `[step]` and `[optimizer]`.
+    fn recipe(&self, output: &str, precision: &str, step: &str, optimizer: &str) -> Recipe {
+        let text = format!(
+            "seed = 5\noutput = \"{output}\"\n[model]\nconfig = \"config.json\"\ntokenizer = \"tokenizer\"\n\
+             precision = \"{precision}\"\n[step]\nsequence_length = 16\n{step}\n[optimizer]\n{optimizer}\n\
+             [schedule]\nshape = \"cosine\"\nwarmup_steps = 2\n\
+             [[stage]]\nname = \"first\"\nsteps = 5\n[[stage.source]]\nshards = \"train\"\nmax_epochs = 9\n\
+             [[stage]]\nname = \"second\"\nsteps = 4\n[[stage.source]]\nshards = \"train\"\nmax_epochs = 9\n\
+             [[evaluation]]\nname = \"ko\"\nshards = \"held-out\"\n[checkpoints]\nkeep = 2\n"
+        );
+        let path = self.0.path().join("recipe.toml");
+        std::fs::write(&path, text).unwrap();
+        Recipe::from_file(&path).unwrap()
+    }
+}
+
+const WHOLE: &str = "batch_tokens = 128\nmicro_batch_tokens = 128";
+
+fn cpu(threads: usize) -> Cpu {
+    Cpu::new(CpuOptions { threads: Some(threads), isa: None })
+}
+
+/// Loss and gradient norm of every step left, and the parameters at the end, as bits.
+fn finish(trainer: &mut Trainer<'_>) -> (Vec<[u64; 2]>, BTreeMap<String, Vec<u32>>) {
+    let mut steps = Vec::new();
+    while !trainer.is_done() {
+        let report = trainer.step().unwrap();
+        steps.push([report.loss.to_bits(), report.grad_norm.to_bits()]);
+    }
+    let bits = |tensor: &Tensor| tensor.as_slice::<f32>().unwrap().iter().map(|x| x.to_bits()).collect();
+    let parameters = &trainer.parameters().learnt;
+    (steps, parameters.iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect())
+}
+
+#[test]
+fn a_resumed_run_is_the_straight_run_on_any_number_of_threads() {
+    for (precision, optimizer) in [("f32", "algorithm = \"muon\""), ("bf16", "learning_rate = 1e-2")] {
+        let world = World::new();
+        let kernels = cpu(1);
+        let straight =
+            finish(&mut Trainer::new(world.recipe("straight", precision, WHOLE, optimizer), &kernels, None).unwrap());
+        let kernels = cpu(3);
+        // Stopped within the first stage, and at the end of it.
+        for stop in [3, 5] {
+            let recipe = world.recipe(&format!("stopped-{stop}"), precision, WHOLE, optimizer);
+            let mut trainer = Trainer::new(recipe.clone(), &kernels, None).unwrap();
+            for _ in 0..stop {
+                trainer.step().unwrap();
+            }
+            let place = trainer.save().unwrap();
+            drop(trainer);
+            let mut resumed = Trainer::new(recipe, &kernels, Some(&place)).unwrap();
+            assert_eq!(resumed.steps(), stop);
+            let (steps, parameters) = finish(&mut resumed);
+            assert_eq!(steps, straight.0[stop as usize..], "{precision}: stopped after {stop}");
+            assert!(parameters == straight.1, "{precision}: stopped after {stop}: the parameters");
+        }
+    }
+}
+
+#[test]
+fn accumulated_batches_are_one_batch() {
+    let world = World::new();
+    let kernels = cpu(2);
+    let losses = |output: &str, step: &str| -> Vec<[f64; 2]> {
+        let recipe = world.recipe(output, "f32", step, "learning_rate = 1e-2");
+        let mut trainer = Trainer::new(recipe, &kernels, None).unwrap();
+        let mut losses = Vec::new();
+        while !trainer.is_done() {
+            let report = trainer.step().unwrap();
+            losses.push([report.loss, report.grad_norm]);
+        }
+        losses
+    };
+    let whole = losses("whole", WHOLE);
+    let checkpointed = losses("checkpointed", &format!("{WHOLE}\ncheckpointing = true"));
+    assert_eq!(whole, checkpointed, "blocks computed again give the same bits");
+    for (whole, eighth) in whole.iter().zip(losses("eighths", "batch_tokens = 128\nmicro_batch_tokens = 16")) {
+        for (a, b) in whole.iter().zip(eighth) {
+            assert!((a - b).abs() < 2e-4 * a.abs(), "{whole:?}, in eighths {eighth:?}");
+        }
+    }
+    assert!(whole[8][0] < whole[0][0] - 0.2, "it learns: {whole:?}");
+}
+
+#[test]
+fn the_log_probability_of_the_trainer_is_that_of_the_engine() {
+    for (precision, format) in [("f32", Format::F32), ("bf16", Format::BF16)] {
+        let world = World::new();
+        let kernels: Arc<dyn Kernels> = Arc::new(cpu(2));
+        let mut trainer =
+            Trainer::new(world.recipe("run", precision, WHOLE, "learning_rate = 1e-2"), &*kernels, None).unwrap();
+        while !trainer.is_done() {
+            trainer.step().unwrap();
+        }
+        let place = trainer.save().unwrap();
+        let tokens: Vec<u32> = (0..14).map(|j| (7 + 3 * j) % 60).collect();
+
+        // The trainer's: the loss of every token, one after the other.
+        let model = trainer.model().unwrap();
+        let hidden = model.forward(&*kernels, &Batch::packed(&[&tokens], true), None).unwrap();
+        let logits = model.logits(&*kernels, &hidden).unwrap();
+        let trained: Vec<f32> = (0..13)
+            .map(|i| {
+                let mut targets = vec![CrossEntropy::IGNORED; 14];
+                targets[i] = tokens[i + 1];
+                let options = CrossEntropy { scale: 1.0, label_smoothing: 0.0, z_loss: 0.0 };
+                let mut objective = NextToken::new(&targets, options);
+                objective.chunk(&*kernels, logits.slice_rows(i..i + 1).unwrap(), 0..1).unwrap();
+                -objective.loss as f32
+            })
+            .collect();
+
+        // The engine's, from the checkpoint, in steps of three tokens over a paged cache.
+        let checkpoint = kanana_checkpoint::Checkpoint::open(&place).unwrap();
+        let config = Config::from_dir(&place).unwrap();
+        let options = LoadOptions { format, max_positions: 16 };
+        let model = Arc::new(Transformer::load(&checkpoint, &config, &*kernels, &options).unwrap());
+        let options = EngineOptions {
+            max_batched_tokens: 3,
+            ..EngineOptions::for_context(16, format.kv_format())
+        };
+        let mut engine = Engine::new(model, Arc::clone(&kernels), options).unwrap();
+        let params =
+            SamplingParams { max_tokens: Some(0), prompt_logprobs: Some(0), ..SamplingParams::default() };
+        engine.add(Request { prompt: tokens.clone(), params }).unwrap();
+        let mut scored = Vec::new();
+        while !engine.is_idle() {
+            for output in engine.step().unwrap() {
+                scored.extend(output.prompt_logprobs.into_iter().flatten().flatten());
+            }
+        }
+        assert_eq!(scored.len(), 13);
+        for (i, (a, b)) in trained.iter().zip(scored.iter().map(|scored| scored.logprob)).enumerate() {
+            // The same logits, bit by bit; their normaliser is summed by another op.
+            assert!((a - b).abs() <= 1e-6 * a.abs().max(1.0), "{precision} token {i}: {a}, engine {b}");
+        }
+    }
+}
+
+#[test]
+fn whatever_is_killed_leaves_whole_checkpoints() {
+    let world = World::new();
+    let kernels = cpu(1);
+    let recipe = world.recipe("run", "f32", WHOLE, "learning_rate = 1e-2");
+    let mut trainer = Trainer::new(recipe.clone(), &kernels, None).unwrap();
+    for _ in 0..3 {
+        trainer.step().unwrap();
+        trainer.save().unwrap();
+    }
+    let output = world.0.path().join("run");
+    // What a kill in the middle of a save leaves.
+    std::fs::create_dir_all(output.join("step-00000004.partial/training")).unwrap();
+    let names = |output: &Path| -> Vec<String> {
+        let paths = checkpoints(output).unwrap();
+        paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+    };
+    assert_eq!(names(&output), ["step-00000002", "step-00000003"], "two are kept, halves do not count");
+    trainer.step().unwrap();
+    trainer.save().unwrap();
+    assert_eq!(names(&output), ["step-00000003", "step-00000004"]);
+    assert!(!output.join("step-00000004.partial").exists());
+
+    let mut other = recipe.clone();
+    other.optimizer.learning_rate = 0.5;
+    let newest = output.join("step-00000004");
+    let error = Trainer::new(other, &kernels, Some(&newest)).err().unwrap().to_string();
+    assert!(error.contains("optimizer changed"), "{error}");
+    std::fs::write(newest.join("training/state.json"), "{").unwrap();
+    let error = Trainer::new(recipe, &kernels, Some(&newest)).err().unwrap().to_string();
+    assert!(error.contains("state.json"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_found_before_the_first_step() {
+    let world = World::new();
+    let kernels = cpu(1);
+    let recipe = world.recipe("run", "f32", WHOLE, "");
+    let check = |change: &dyn Fn(&mut Recipe), expected: &str| {
+        let mut recipe = recipe.clone();
+        change(&mut recipe);
+        let error = Trainer::new(recipe, &kernels, None).err().expect("an error").to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(&|recipe| recipe.evaluations[0].shards = world.0.path().join("train"), "60 documents of");
+    check(&|recipe| recipe.stages[1].sources[0].max_epochs = 0.1, "second");
+    check(&|recipe| recipe.stages[0].sources[0].shards = world.0.path().join("nothing"), "nothing");
+    std::fs::write(world.0.path().join("tokenizer/tokenizer.json"), "{ }").unwrap();
+    check(&|_| (), "another tokenizer");
+}
