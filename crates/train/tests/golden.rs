@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use kanana_checkpoint::{Checkpoint, parse_header};
 use kanana_kernels::{Cpu, CpuOptions, CrossEntropy, Format, Kernels, Reference, RouterLosses};
 use kanana_model::{Batch, Config, LoadOptions};
-use kanana_train::{Gradients, NextToken, Parameters, Pass};
+use kanana_tensor::Tensor;
+use kanana_train::{Algorithm, Gradients, NextToken, Optimizer, OptimizerOptions, Parameters, Pass};
 use serde_json::Value;
 
 /// Largest error of a loss, and of a gradient as a share of its largest element.
@@ -114,6 +115,63 @@ impl Golden {
     }
 }
 
+impl Golden {
+    /// Ten steps of every optimiser on the same batch.
+    fn check_runs(mut self) {
+        let kernels = Cpu::default();
+        for (run, options) in self.expected["runs"].as_object().unwrap().clone() {
+            let number = |value: &Value| value.as_f64().unwrap() as f32;
+            let numbers =
+                |value: &Value| -> Vec<f32> { value.as_array().unwrap().iter().map(number).collect() };
+            let betas = numbers(&options["betas"]);
+            let mut chosen = OptimizerOptions {
+                learning_rate: number(&options["learning_rate"]),
+                betas: [betas[0], betas[1]],
+                eps: number(&options["eps"]),
+                weight_decay: number(&options["weight_decay"]),
+                clip_norm: number(&options["clip_norm"]),
+                independent_decay: run == "adamw_independent",
+                ..OptimizerOptions::default()
+            };
+            if let Some(muon) = options["muon"].as_object() {
+                chosen.algorithm = Algorithm::Muon;
+                chosen.muon_learning_rate = number(&muon["learning_rate"]);
+                chosen.muon_momentum = number(&muon["momentum"]);
+            }
+            let start: BTreeMap<String, Tensor> = self.parameters.learnt.clone();
+            let copy = |tensor: &Tensor| {
+                Tensor::from_slice(tensor.shape(), tensor.as_slice::<f32>().unwrap()).unwrap()
+            };
+            self.parameters.learnt =
+                start.iter().map(|(name, tensor)| (name.clone(), copy(tensor))).collect();
+            let mut optimizer = Optimizer::new(chosen);
+            let expected = |what: &str| numbers(&options["expected"][what]);
+            let (losses, norms) = (expected("losses"), expected("grad_norms"));
+            for (step, factor) in numbers(&options["factors"]).into_iter().enumerate() {
+                let (loss, gradients) = self.run(&kernels, &Value::Null);
+                let shaped = gradients.into_iter().map(|(name, values)| {
+                    let shape = self.parameters.learnt[&name].shape().to_vec();
+                    (name, Tensor::from_slice(&shape, &values).unwrap())
+                });
+                let shaped = shaped.collect();
+                let outcome = optimizer.step(&kernels, &mut self.parameters.learnt, &shaped, factor).unwrap();
+                for (what, got, expected) in
+                    [("loss", loss, losses[step]), ("gradient norm", outcome.grad_norm, norms[step])]
+                {
+                    // What a change of the weights by a millionth does to these lists, several times over.
+                    let error = (got / f64::from(expected) - 1.0).abs();
+                    assert!(
+                        error <= 2e-3,
+                        "{} {run} step {step}: {what} {got}, expected {expected}",
+                        self.name
+                    );
+                }
+            }
+            self.parameters.learnt = start;
+        }
+    }
+}
+
 fn read_f32(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(path).unwrap();
     let header = parse_header(path, &bytes, bytes.len() as u64).unwrap();
@@ -138,4 +196,9 @@ fn losses_and_gradients_by_the_reference() {
 fn losses_and_gradients_on_three_threads() {
     let cpu = Cpu::new(CpuOptions { threads: Some(3), ..CpuOptions::default() });
     goldens().iter().for_each(|golden| golden.check(&cpu, "Cpu"));
+}
+
+#[test]
+fn ten_steps_of_every_optimiser() {
+    goldens().into_iter().for_each(Golden::check_runs);
 }

@@ -84,8 +84,9 @@ fn a_resumed_run_is_the_straight_run_on_any_number_of_threads() {
     for (precision, optimizer) in [("f32", "algorithm = \"muon\""), ("bf16", "learning_rate = 1e-2")] {
         let world = World::new();
         let kernels = cpu(1);
-        let straight =
-            finish(&mut Trainer::new(world.recipe("straight", precision, WHOLE, optimizer), &kernels, None).unwrap());
+        let straight = finish(
+            &mut Trainer::new(world.recipe("straight", precision, WHOLE, optimizer), &kernels, None).unwrap(),
+        );
         let kernels = cpu(3);
         // Stopped within the first stage, and at the end of it.
         for stop in [3, 5] {
@@ -122,7 +123,8 @@ fn accumulated_batches_are_one_batch() {
     let whole = losses("whole", WHOLE);
     let checkpointed = losses("checkpointed", &format!("{WHOLE}\ncheckpointing = true"));
     assert_eq!(whole, checkpointed, "blocks computed again give the same bits");
-    for (whole, eighth) in whole.iter().zip(losses("eighths", "batch_tokens = 128\nmicro_batch_tokens = 16")) {
+    for (whole, eighth) in whole.iter().zip(losses("eighths", "batch_tokens = 128\nmicro_batch_tokens = 16"))
+    {
         for (a, b) in whole.iter().zip(eighth) {
             assert!((a - b).abs() < 2e-4 * a.abs(), "{whole:?}, in eighths {eighth:?}");
         }
@@ -136,7 +138,8 @@ fn the_log_probability_of_the_trainer_is_that_of_the_engine() {
         let world = World::new();
         let kernels: Arc<dyn Kernels> = Arc::new(cpu(2));
         let mut trainer =
-            Trainer::new(world.recipe("run", precision, WHOLE, "learning_rate = 1e-2"), &*kernels, None).unwrap();
+            Trainer::new(world.recipe("run", precision, WHOLE, "learning_rate = 1e-2"), &*kernels, None)
+                .unwrap();
         while !trainer.is_done() {
             trainer.step().unwrap();
         }
@@ -163,10 +166,8 @@ fn the_log_probability_of_the_trainer_is_that_of_the_engine() {
         let config = Config::from_dir(&place).unwrap();
         let options = LoadOptions { format, max_positions: 16 };
         let model = Arc::new(Transformer::load(&checkpoint, &config, &*kernels, &options).unwrap());
-        let options = EngineOptions {
-            max_batched_tokens: 3,
-            ..EngineOptions::for_context(16, format.kv_format())
-        };
+        let options =
+            EngineOptions { max_batched_tokens: 3, ..EngineOptions::for_context(16, format.kv_format()) };
         let mut engine = Engine::new(model, Arc::clone(&kernels), options).unwrap();
         let params =
             SamplingParams { max_tokens: Some(0), prompt_logprobs: Some(0), ..SamplingParams::default() };
@@ -178,7 +179,7 @@ fn the_log_probability_of_the_trainer_is_that_of_the_engine() {
             }
         }
         assert_eq!(scored.len(), 13);
-        for (i, (a, b)) in trained.iter().zip(scored.iter().map(|scored| scored.logprob)).enumerate() {
+        for (i, (a, b)) in trained.iter().zip(scored.iter().map(|scored| scored.chosen.logprob)).enumerate() {
             // The same logits, bit by bit; their normaliser is summed by another op.
             assert!((a - b).abs() <= 1e-6 * a.abs().max(1.0), "{precision} token {i}: {a}, engine {b}");
         }
