@@ -278,7 +278,7 @@ impl Recipe {
         not_negative("step.router_load_balance", step.router_load_balance.into())?;
         not_negative("step.router_z_loss", step.router_z_loss.into())?;
         not_negative("step.spike_deviations", step.spike_deviations)?;
-        if step.batch_tokens % step.micro_batch_tokens != 0 || step.batch_tokens == 0 {
+        if !step.batch_tokens.is_multiple_of(step.micro_batch_tokens) || step.batch_tokens == 0 {
             return Err(format!(
                 "step.batch_tokens is {}, expected a multiple of step.micro_batch_tokens, {}",
                 step.batch_tokens, step.micro_batch_tokens

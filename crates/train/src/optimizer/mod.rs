@@ -199,16 +199,15 @@ impl Optimizer {
         {
             let (m, v) = (mean.as_mut_slice::<f32>()?, square.as_mut_slice::<f32>()?);
             let (w, g) = (parameter.as_mut_slice::<f32>()?, gradient.as_slice::<f32>()?);
-            let update = |(((w, m), v), g): (((&mut [f32], &mut [f32]), &mut [f32]), &[f32])| {
+            let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+            chunks.zip(g.par_chunks(CHUNK)).for_each(|(((w, m), v), g)| {
                 for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
                     let g = g * scale;
                     *m = beta1 * *m + (1.0 - beta1) * g;
                     *v = beta2 * *v + (1.0 - beta2) * g * g;
                     *w -= rate * (*m / bias1) / ((*v / bias2).sqrt() + eps) + decay * *w;
                 }
-            };
-            let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-            chunks.zip(g.par_chunks(CHUNK)).for_each(update);
+            });
         }
         self.state.insert(format!("{name}.{EXP_AVG}"), mean);
         self.state.insert(format!("{name}.{EXP_AVG_SQ}"), square);
