@@ -38,6 +38,18 @@ pub enum TrainError {
         /// Its name.
         name: String,
     },
+    /// A gradient, or what the optimiser remembers, is not of its parameter's shape.
+    #[error("parameter {parameter}: its {what} should be f32 {expected:?}, got {got}")]
+    Misfit {
+        /// The parameter.
+        parameter: String,
+        /// Its gradient, or the part of the state.
+        what: &'static str,
+        /// The shape of the parameter.
+        expected: Vec<usize>,
+        /// What there is.
+        got: String,
+    },
     /// Too many steps were left out.
     #[error(
         "step {step}: {skipped} steps were left out, for gradients that are not finite or losses that stand out"

@@ -254,7 +254,31 @@ impl Recipe {
         least("report.evaluate_every", self.report.evaluate_every, 1)?;
         least("report.sample_every", self.report.sample_every, 1)?;
         least("steps of all stages", self.steps(), 1)?;
-        if step.batch_tokens % step.micro_batch_tokens != 0 || step.batch_tokens == 0 {
+        let range = |name: &str, value: f64, holds: bool, expected: &str| match holds {
+            true => Ok(()),
+            false => Err(format!("{name} is {value}, expected {expected}")),
+        };
+        let positive = |name, value: f64| range(name, value, value > 0.0 && value.is_finite(), "above 0");
+        let not_negative =
+            |name, value: f64| range(name, value, value >= 0.0 && value.is_finite(), "0 or above");
+        let below_one = |name, value: f64| range(name, value, (0.0..1.0).contains(&value), "0 to below 1");
+        let share = |name, value: f64| range(name, value, (0.0..=1.0).contains(&value), "0 to 1");
+        let optimizer = &self.optimizer;
+        positive("optimizer.learning_rate", optimizer.learning_rate.into())?;
+        positive("optimizer.muon_learning_rate", optimizer.muon_learning_rate.into())?;
+        positive("optimizer.eps", optimizer.eps.into())?;
+        optimizer.betas.iter().try_for_each(|&beta| below_one("optimizer.betas", beta.into()))?;
+        below_one("optimizer.muon_momentum", optimizer.muon_momentum.into())?;
+        not_negative("optimizer.weight_decay", optimizer.weight_decay.into())?;
+        not_negative("optimizer.clip_norm", optimizer.clip_norm.into())?;
+        share("schedule.final_factor", self.schedule.final_factor.into())?;
+        share("schedule.decay", self.schedule.decay.into())?;
+        not_negative("step.z_loss", step.z_loss.into())?;
+        below_one("step.label_smoothing", step.label_smoothing.into())?;
+        not_negative("step.router_load_balance", step.router_load_balance.into())?;
+        not_negative("step.router_z_loss", step.router_z_loss.into())?;
+        not_negative("step.spike_deviations", step.spike_deviations)?;
+        if !step.batch_tokens.is_multiple_of(step.micro_batch_tokens) || step.batch_tokens == 0 {
             return Err(format!(
                 "step.batch_tokens is {}, expected a multiple of step.micro_batch_tokens, {}",
                 step.batch_tokens, step.micro_batch_tokens
@@ -280,14 +304,17 @@ impl Recipe {
 
 /// What the reader says, with the nearest key where one is unknown.
 fn told(error: &toml::de::Error, text: &str) -> String {
-    let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+    let line =
+        error.span().map(|span| text.bytes().take(span.start).filter(|&byte| byte == b'\n').count() + 1);
     let mut message = error.message().to_owned();
-    if let Some(rest) = message.strip_prefix("unknown field `")
-        && let Some((key, known)) = rest.split_once('`')
-    {
+    for (start, kind) in [("unknown field `", "key"), ("unknown variant `", "choice")] {
+        let Some((name, known)) = message.strip_prefix(start).and_then(|rest| rest.split_once('`')) else {
+            continue;
+        };
         let known = known.split('`').skip(1).step_by(2);
-        if let Some(nearest) = known.min_by_key(|name| strsim::levenshtein(name, key)) {
-            message = format!("there is no key {key:?} here; did you mean {nearest:?}?");
+        if let Some(nearest) = known.min_by_key(|other| strsim::levenshtein(other, name)) {
+            message = format!("there is no {kind} {name:?} here; did you mean {nearest:?}?");
+            break;
         }
     }
     line.map_or_else(|| message.clone(), |line| format!("line {line}: {message}"))
@@ -337,7 +364,18 @@ mod tests {
         check_error("config = \"c.json\"", "", "neither config nor checkpoint");
         check_error("tokenizer = \"/t\"", "", "model.tokenizer is missing");
         check_error("tokenizer = \"/t\"", "tokenizer = \"/t\"\nprecision = \"q4\"", "add [lora]");
-        check_error("\"cosine\"", "\"cosin\"", "cosine");
+        check_error(
+            "\"cosine\"",
+            "\"cosin\"",
+            "line 6: there is no choice \"cosin\" here; did you mean \"cosine\"?",
+        );
+        check_error("\"cosine\"", "\"cosine\"\ndecay = 20", "schedule.decay is 20, expected 0 to 1");
+        let optimizer = |field: &str, expected: &str| {
+            check_error("[schedule]", &format!("[optimizer]\n{field}\n[schedule]"), expected);
+        };
+        optimizer("learning_rate = -1", "optimizer.learning_rate is -1, expected above 0");
+        optimizer("learning_rate = nan", "optimizer.learning_rate is NaN, expected above 0");
+        optimizer("betas = [0.9, 1.0]", "optimizer.betas is 1, expected 0 to below 1");
         check_error("[schedule]", "[step]\nbatch_tokens = 5000\n[schedule]", "multiple of");
     }
 }

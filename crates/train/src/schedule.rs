@@ -55,7 +55,10 @@ impl Schedule {
             Shape::Constant => 1.0,
             Shape::Linear => fall(1.0 - done),
             Shape::Cosine => fall(0.5 + 0.5 * (std::f32::consts::PI * done).cos()),
-            Shape::WarmupStableDecay => fall(1.0 - progress(total as f64 * (1.0 - f64::from(self.decay)))),
+            Shape::WarmupStableDecay => {
+                let start = total as f64 * (1.0 - f64::from(self.decay));
+                fall(1.0 - progress(start.max(self.warmup_steps as f64)))
+            }
             Shape::MultiStep => match step as f64 / total.max(1) as f64 {
                 share if share >= 0.9 => 0.1,
                 share if share >= 0.8 => 0.316,

@@ -112,24 +112,22 @@ pub(crate) fn save(
         return Ok(place);
     }
     for entry in fs::read_dir(&recipe.output).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
         // What a kill left behind.
-        if entry.file_name().to_string_lossy().ends_with(PARTIAL) {
+        if name.starts_with(PREFIX) && name.ends_with(PARTIAL) {
             fs::remove_dir_all(entry.path()).map_err(io(&entry.path()))?;
         }
     }
     let partial = recipe.output.join(format!("{PREFIX}{:08}{PARTIAL}", state.step));
-    let training = partial.join(TRAINING);
-    fs::create_dir_all(&training).map_err(io(&training))?;
-    export(recipe, config, parameters, &partial)?;
-    write_tensors(&training.join("parameters"), &parameters.learnt, DType::F32)?;
-    write_tensors(&training.join("optimizer"), optimizer.state(), DType::F32)?;
-    let state = State { version: VERSION, recipe: identity(recipe), ..state.clone() };
-    let json = serde_json::to_string_pretty(&state).expect("a state is JSON: this is a bug");
-    write_file(&training.join("state.json"), json.as_bytes())?;
-    for dir in [&training, &partial] {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
+    if let Err(error) = write(&partial, (recipe, config), (parameters, optimizer), state) {
+        // A disk that is full has room again. The error that counts is the first.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error);
     }
     fs::rename(&partial, &place).map_err(io(&place))?;
+    // Its new name is on the disk before older ones go.
+    sync_folder(&recipe.output)?;
     let all = checkpoints(&recipe.output)?;
     for old in &all[..all.len().saturating_sub(recipe.checkpoints.keep)] {
         // Renamed first: a kill in between leaves no half of it under its name.
@@ -137,6 +135,28 @@ pub(crate) fn save(
         fs::rename(old, &going).and_then(|()| fs::remove_dir_all(&going)).map_err(io(old))?;
     }
     Ok(place)
+}
+
+/// Writes and syncs all of a checkpoint.
+fn write(
+    partial: &Path,
+    (recipe, config): (&Recipe, &Config),
+    (parameters, optimizer): (&Parameters, &Optimizer),
+    state: &State,
+) -> Result<()> {
+    let training = partial.join(TRAINING);
+    fs::create_dir_all(&training).map_err(io(&training))?;
+    export(recipe, config, parameters, partial)?;
+    write_tensors(&training.join("parameters"), &parameters.learnt, DType::F32)?;
+    write_tensors(&training.join("optimizer"), optimizer.state(), DType::F32)?;
+    let state = State { version: VERSION, recipe: identity(recipe), ..state.clone() };
+    let json = serde_json::to_string_pretty(&state).expect("a state is JSON: this is a bug");
+    write_file(&training.join("state.json"), json.as_bytes())?;
+    [&training, partial].into_iter().try_for_each(sync_folder)
+}
+
+fn sync_folder(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))
 }
 
 /// The folder that others read: configuration, weights, tokenizer.

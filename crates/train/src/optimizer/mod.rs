@@ -5,7 +5,8 @@ mod muon;
 use std::collections::BTreeMap;
 
 use kanana_kernels::Kernels;
-use kanana_tensor::Tensor;
+use kanana_tensor::{DType, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{Result, TrainError};
@@ -79,6 +80,9 @@ pub struct Optimizer {
     state: BTreeMap<String, Tensor>,
 }
 
+/// Elements that one thread updates or sums at a time. Fixed, so that sums have one order.
+const CHUNK: usize = 1 << 16;
+
 const EXP_AVG: &str = "exp_avg";
 const EXP_AVG_SQ: &str = "exp_avg_sq";
 const MOMENTUM: &str = "momentum";
@@ -107,6 +111,9 @@ impl Optimizer {
     /// Updates every parameter that has a gradient. `factor` is the schedule's share of the peak learning rates.
     ///
     /// Shapes: gradients have the shapes of their parameters, f32 in host memory, which this is the only handle of.
+    /// Errors: a gradient without a parameter, or of another size than it or than what is remembered of it. Then, and when a
+    /// gradient is not finite, nothing changes.
+    /// Cost: AdamW reads 16 and writes 12 bytes for each parameter. Same bits on any number of threads.
     pub fn step(
         &mut self,
         kernels: &dyn Kernels,
@@ -115,8 +122,9 @@ impl Optimizer {
         factor: f32,
     ) -> Result<Outcome> {
         let mut squares = 0.0;
-        for gradient in gradients.values() {
-            squares += gradient.as_slice::<f32>()?.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+        for (name, gradient) in gradients {
+            self.check(name, parameters, gradient)?;
+            squares += sum_of_squares(gradient.as_slice::<f32>()?);
         }
         let grad_norm = squares.sqrt();
         if !grad_norm.is_finite() {
@@ -126,9 +134,7 @@ impl Optimizer {
         let scale = if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) as f32 } else { 1.0 };
         self.steps += 1;
         for (name, gradient) in gradients {
-            let parameter = parameters
-                .get_mut(name)
-                .ok_or_else(|| TrainError::UnknownParameter { name: name.clone() })?;
+            let parameter = parameters.get_mut(name).expect("checked above: this is a bug");
             let of_layer = name.starts_with("model.layers.") && parameter.shape().len() == 2;
             // A router is a classifier over experts, not a map of the hidden space.
             let orthogonal = of_layer && self.options.algorithm == Algorithm::Muon && !is_router(name);
@@ -155,6 +161,28 @@ impl Optimizer {
         Ok(Outcome { grad_norm, updated: true })
     }
 
+    /// Everything that could end a step half way.
+    fn check(&self, name: &str, parameters: &mut BTreeMap<String, Tensor>, gradient: &Tensor) -> Result<()> {
+        let parameter =
+            parameters.get_mut(name).ok_or_else(|| TrainError::UnknownParameter { name: name.to_owned() })?;
+        parameter.as_mut_slice::<f32>()?;
+        let remembered = [EXP_AVG, EXP_AVG_SQ, MOMENTUM]
+            .map(|what| (what, self.state.get(&format!("{name}.{what}"))))
+            .into_iter()
+            .filter_map(|(what, tensor)| Some((what, tensor?)));
+        for (what, tensor) in [("gradient", gradient)].into_iter().chain(remembered) {
+            if tensor.shape() != parameter.shape() || tensor.dtype() != DType::F32 {
+                return Err(TrainError::Misfit {
+                    parameter: name.to_owned(),
+                    what,
+                    expected: parameter.shape().to_vec(),
+                    got: format!("{} {:?}", tensor.dtype(), tensor.shape()),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn adamw(
         &mut self,
         name: &str,
@@ -171,12 +199,15 @@ impl Optimizer {
         {
             let (m, v) = (mean.as_mut_slice::<f32>()?, square.as_mut_slice::<f32>()?);
             let (w, g) = (parameter.as_mut_slice::<f32>()?, gradient.as_slice::<f32>()?);
-            for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
-                let g = g * scale;
-                *m = beta1 * *m + (1.0 - beta1) * g;
-                *v = beta2 * *v + (1.0 - beta2) * g * g;
-                *w -= rate * (*m / bias1) / ((*v / bias2).sqrt() + eps) + decay * *w;
-            }
+            let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+            chunks.zip(g.par_chunks(CHUNK)).for_each(|(((w, m), v), g)| {
+                for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                    let g = g * scale;
+                    *m = beta1 * *m + (1.0 - beta1) * g;
+                    *v = beta2 * *v + (1.0 - beta2) * g * g;
+                    *w -= rate * (*m / bias1) / ((*v / bias2).sqrt() + eps) + decay * *w;
+                }
+            });
         }
         self.state.insert(format!("{name}.{EXP_AVG}"), mean);
         self.state.insert(format!("{name}.{EXP_AVG_SQ}"), square);
@@ -186,8 +217,21 @@ impl Optimizer {
     /// What is remembered of a parameter, taken out so that this is its only handle; zeros at first.
     fn take(&mut self, name: &str, what: &str, parameter: &Tensor) -> Tensor {
         let state = self.state.remove(&format!("{name}.{what}"));
-        state.unwrap_or_else(|| Tensor::zeros(parameter.shape(), kanana_tensor::DType::F32))
+        state.unwrap_or_else(|| Tensor::zeros(parameter.shape(), DType::F32))
     }
+}
+
+/// In f64, in an order that depends on the length alone. Not finite exactly where an element is not.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let of_chunk = |chunk: &[f32]| {
+        let mut lanes = [0f64; LANES];
+        for block in chunk.chunks(LANES) {
+            lanes.iter_mut().zip(block).for_each(|(lane, &x)| *lane += f64::from(x) * f64::from(x));
+        }
+        lanes.iter().sum::<f64>()
+    };
+    values.par_chunks(CHUNK).map(of_chunk).collect::<Vec<_>>().iter().sum()
 }
 
 fn is_router(name: &str) -> bool {
@@ -243,6 +287,42 @@ mod tests {
             (&[1.0f32, 2.0][..], 0)
         );
         assert!(optimizer.state().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_changes_nothing() {
+        const NORM: &str = "a.norm.weight";
+        let check = |gradients: BTreeMap<String, Tensor>, expected: &str| {
+            let mut parameters = one(NORM, &[1], &[1.0]);
+            parameters.extend(one(MATRIX, &[1, 2], &[1.0, 1.0]));
+            let mut optimizer = Optimizer::new(OptimizerOptions::default());
+            let error = optimizer.step(&Reference, &mut parameters, &gradients, 1.0).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!((parameters[NORM].as_slice::<f32>().unwrap(), optimizer.steps()), (&[1.0][..], 0));
+        };
+        let mut gradients = one(NORM, &[1], &[1.0]);
+        gradients.extend(one(MATRIX, &[1], &[1.0]));
+        check(gradients, "its gradient should be f32 [1, 2], got f32 [1]");
+        let mut gradients = one(NORM, &[1], &[1.0]);
+        gradients.extend(one("other", &[1], &[1.0]));
+        check(gradients, "there is no parameter other");
+    }
+
+    /// Bitwise, over a matrix of more than one chunk.
+    #[test]
+    fn threads_do_not_matter() {
+        let values: Vec<f32> = (0..2 * CHUNK + 3).map(|i| (i as f32).sin()).collect();
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut parameters = one(MATRIX, &[1, values.len()], &values);
+            let gradients = one(MATRIX, &[1, values.len()], &values);
+            let mut optimizer = Optimizer::new(OptimizerOptions::default());
+            let step = || optimizer.step(&Reference, &mut parameters, &gradients, 1.0);
+            let outcome = pool.install(step).unwrap();
+            let w = parameters[MATRIX].as_slice::<f32>().unwrap();
+            (outcome.grad_norm.to_bits(), w.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+        };
+        assert!(run(1) == run(3));
     }
 
     #[test]
