@@ -8,7 +8,7 @@ use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
 use crate::commands::{
-    bench, chat, completions, convert, data, generate, inspect, pull, quantize, score, tokenize, train,
+    bench, chat, completions, convert, data, generate, inspect, plot, pull, quantize, score, tokenize, train,
 };
 
 /// Runs the Kanana family of language models on this machine.
@@ -46,6 +46,7 @@ pub enum Command {
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
     Train(train::TrainArgs),
+    Plot(plot::PlotArgs),
     Data(data::DataArgs),
     Tokenizer(data::TokenizerArgs),
     Completions(completions::CompletionsArgs),
@@ -55,8 +56,9 @@ pub enum Command {
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A checkpoint folder, or a Hub id OWNER/NAME[@REVISION] (downloaded once, then read from the cache)
-    #[arg(short, long, value_name = "FOLDER|ID")]
+    /// A checkpoint folder, or a Hub id OWNER/NAME[@REVISION] (downloaded once, then read from the cache), or one of the
+    /// very small models that the program carries: pico, pico-base
+    #[arg(short, long, value_name = "FOLDER|ID", default_value = crate::embedded::DEFAULT)]
     pub model: String,
 }
 

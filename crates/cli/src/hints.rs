@@ -5,9 +5,11 @@ use std::io;
 use std::process::ExitCode;
 
 use kanana_checkpoint::CheckpointError;
+use kanana_data::DataError;
 use kanana_engine::{EngineError, SequenceError};
 use kanana_model::ModelError;
 use kanana_tokenizer::TokenizerError;
+use kanana_train::TrainError;
 
 use crate::output::{OutputError, Style};
 
@@ -87,6 +89,8 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             .or_else(|| cause.downcast_ref().map(of_checkpoint))
             .or_else(|| cause.downcast_ref().map(of_tokenizer))
             .or_else(|| cause.downcast_ref().map(of_sequence))
+            .or_else(|| cause.downcast_ref().and_then(of_training))
+            .or_else(|| cause.downcast_ref().and_then(of_data))
             .or_else(|| cause.downcast_ref().and_then(of_io))
     })
 }
@@ -154,6 +158,51 @@ fn of_checkpoint(error: &CheckpointError) -> String {
         _ => "`kanana pull OWNER/NAME` fetches what is missing and checks every digest",
     }
     .into()
+}
+
+fn of_training(error: &TrainError) -> Option<String> {
+    Some(match error {
+        // A transparent variant stands in the chain in place of what it holds.
+        TrainError::Data(error) => return of_data(error),
+        TrainError::Model(error) => return of_model(error),
+        TrainError::Checkpoint(error) => of_checkpoint(error),
+        TrainError::Io { source, .. } => return of_io(source),
+        TrainError::Recipe { .. } => {
+            "`kanana train --help` shows an example; docs/training.md lists every key".into()
+        }
+        TrainError::Overlap { .. } => {
+            "keep documents apart with `kanana data shard --held-out FOLDER --every N`, for all texts alike"
+                .into()
+        }
+        TrainError::Vocabulary { .. } => "raise vocab_size of the model's config.json".into(),
+        TrainError::NoTargets { .. } => {
+            "raise step.batch_tokens: no conversation fits, or none has an answer".into()
+        }
+        TrainError::TooManySkipped { .. } => {
+            "lower the learning rate, or look at the data around this step; step.max_skipped is the limit"
+                .into()
+        }
+        TrainError::NoTarget { .. } => {
+            "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj can be adapted".into()
+        }
+        _ => return None,
+    })
+}
+
+fn of_data(error: &DataError) -> Option<String> {
+    Some(match error {
+        DataError::Tokenizer(error) => of_tokenizer(error),
+        DataError::Io { source, .. } => return of_io(source),
+        DataError::UnknownForm { .. } => "rename the file after what is in it".into(),
+        DataError::Row { .. } => {
+            "correct the row; --field, --messages or --prompt say what is taken from it".into()
+        }
+        DataError::Template { .. } => "a field stands in braces: {question}; {{ and }} are braces".into(),
+        DataError::Shards { .. } => "`kanana data shard --help` says how shards are made".into(),
+        DataError::Mixture { .. } => {
+            "correct the recipe's [[stage]]; `kanana data shard` told how many tokens there are".into()
+        }
+    })
 }
 
 fn of_sequence(error: &SequenceError) -> String {

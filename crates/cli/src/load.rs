@@ -16,6 +16,7 @@ use kanana_tensor::DType;
 
 use crate::args::{ContextArgs, DTypeChoice, MemoryArgs, RopeArgs, Speculate, SpeculationArgs};
 use crate::budget::{self, BLOCK_SIZE, Budget, Demand};
+use crate::embedded;
 use crate::hints::{failure, failure_of};
 use crate::hub::{self, Hub};
 use crate::output;
@@ -35,6 +36,9 @@ impl Source {
     /// Opens a folder or a Hub id, with the rotary scaling asked for.
     pub fn open(model: &str, rope: &RopeArgs) -> Result<Self> {
         let dir = resolve(model)?;
+        if model == embedded::DEFAULT {
+            output::note("pico is a very small model that comes with the program; --model names another");
+        }
         let config = apply_rope(&read_config(&dir)?, rope)?;
         let defaults = if is_gguf(&dir) { Default::default() } else { GenerationDefaults::from_dir(&dir)? };
         if !defaults.not_honoured.is_empty() {
@@ -160,6 +164,9 @@ pub fn resolve(model: &str) -> Result<PathBuf> {
             format_args!("{model} is a file, a model is a folder"),
             format_args!("give the folder: {}", folder.display()),
         ));
+    }
+    if let Some(folder) = embedded::folder(model)? {
+        return Ok(folder);
     }
     if !looks_like_hub_id(model) {
         return Err(failure(format_args!("{model}: no such folder"), hint_for(model)));

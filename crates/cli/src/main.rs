@@ -7,6 +7,7 @@
 mod args;
 mod budget;
 mod commands;
+mod embedded;
 mod generation;
 mod hints;
 mod hub;
@@ -26,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
 use commands::{
-    bench, chat, completions, convert, data, generate, inspect, pull, quantize, score, tokenize, train,
+    bench, chat, completions, convert, data, generate, inspect, plot, pull, quantize, score, tokenize, train,
 };
 
 fn main() -> ExitCode {
@@ -50,6 +51,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Convert(args) => convert::run(args)?,
         Command::Quantize(args) => quantize::run(args)?,
         Command::Train(args) => return train::run(args),
+        Command::Plot(args) => plot::run(args)?,
         Command::Data(args) => data::run(args)?,
         Command::Tokenizer(args) => data::run_tokenizer(args)?,
         Command::Completions(args) => completions::run(args)?,

@@ -81,7 +81,7 @@ pub struct StepRecipe {
     pub sequence_length: usize,
     /// Tokens of one optimiser step.
     pub batch_tokens: usize,
-    /// Tokens of one forward and backward pass; gradients of several are added up.
+    /// Tokens of one forward and backward pass at most; gradients of several are added up.
     pub micro_batch_tokens: usize,
     /// Compute blocks again rather than keep them: a third more time, much less memory.
     pub checkpointing: bool,

@@ -184,10 +184,9 @@ impl<'a> Trainer<'a> {
         }
         debug_assert!(self.state.step < ends);
         let recipe = self.recipe.step.clone();
-        let mut batches = Vec::new();
-        for _ in 0..recipe.batch_tokens / recipe.micro_batch_tokens {
-            batches.push(self.mixture.next(recipe.micro_batch_tokens, recipe.sequence_length)?);
-        }
+        // The sequences of the step do not depend on how many of them are computed at once.
+        let pieces = self.mixture.next(recipe.batch_tokens, recipe.sequence_length)?;
+        let batches = split(pieces, recipe.micro_batch_tokens);
         let learnt = |pieces: &[Piece]| {
             pieces.iter().flat_map(|piece| &piece.targets).filter(|&&y| y != CrossEntropy::IGNORED).count()
         };
@@ -252,20 +251,24 @@ impl<'a> Trainer<'a> {
             label_smoothing: recipe.label_smoothing,
             z_loss: recipe.z_loss,
         };
-        let share = 1.0 / batches.len() as f32;
-        let pass = Pass {
+        let tokens = |pieces: &[Piece]| pieces.iter().map(|piece| piece.ids.len()).sum::<usize>();
+        let all: usize = batches.iter().map(|pieces| tokens(pieces)).sum();
+        let mut pass = Pass {
             kernels,
             model: &built.model,
             parameters: &built.learnt,
             checkpointing: recipe.checkpointing,
             chunk: recipe.logit_rows,
-            router_losses: RouterLosses {
-                load_balance: recipe.router_load_balance * share,
-                z_loss: recipe.router_z_loss * share,
-            },
+            router_losses: RouterLosses::default(),
         };
         let (mut sums, mut loss) = (Gradients::default(), 0.0);
-        for pieces in batches.iter().filter(|pieces| !pieces.is_empty()) {
+        for pieces in batches {
+            // Means over a batch, of which the step's is the mean by tokens.
+            let share = tokens(pieces) as f32 / all as f32;
+            pass.router_losses = RouterLosses {
+                load_balance: recipe.router_load_balance * share,
+                z_loss: recipe.router_z_loss * share,
+            };
             let (batch, targets) = packed(pieces);
             let mut objective = NextToken::new(&targets, options);
             pass.run(&batch, &mut objective, &mut sums)?;
@@ -353,6 +356,22 @@ impl<'a> Trainer<'a> {
     pub fn save(&self) -> Result<std::path::PathBuf> {
         crate::state::save(&self.recipe, &self.config, &self.parameters, &self.optimizer, &self.state)
     }
+}
+
+/// Pieces in batches of at most so many tokens.
+fn split(pieces: Vec<Piece>, tokens: usize) -> Vec<Vec<Piece>> {
+    let (mut batches, mut room) = (Vec::new(), 0);
+    for piece in pieces {
+        if batches.is_empty() || piece.ids.len() > room {
+            batches.push(Vec::new());
+            room = tokens;
+        }
+        room -= piece.ids.len();
+        if let Some(batch) = batches.last_mut() {
+            batch.push(piece);
+        }
+    }
+    batches
 }
 
 /// Pieces one after the other, with their targets.

@@ -133,10 +133,10 @@ impl Golden {
                 independent_decay: run == "adamw_independent",
                 ..OptimizerOptions::default()
             };
-            if let Some(muon) = options["muon"].as_object() {
+            if run == "muon" {
                 chosen.algorithm = Algorithm::Muon;
-                chosen.muon_learning_rate = number(&muon["learning_rate"]);
-                chosen.muon_momentum = number(&muon["momentum"]);
+                chosen.muon_learning_rate = number(&options["muon_learning_rate"]);
+                chosen.muon_momentum = number(&options["momentum"]);
             }
             let start: BTreeMap<String, Tensor> = self.parameters.learnt.clone();
             let copy = |tensor: &Tensor| {

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeMap;
+
 use kanana_kernels::{Cpu, CpuOptions, CrossEntropy, Format, Kernels, Reference, RouterLosses};
-use kanana_model::{Batch, Config, LoadOptions};
+use kanana_model::{Batch, Config, LoadOptions, Random, Source};
 use kanana_tensor::Tensor;
-use kanana_train::{Gradients, NextToken, Parameters, Pass};
+use kanana_train::{Gradients, LoraOptions, NextToken, Parameters, Pass};
 
 const MAX_POSITIONS: usize = 16;
 const SEQUENCES: [&[u32]; 3] = [&[3, 1, 4, 1, 5, 9, 2], &[6], &[5, 3, 5, 8, 9]];
@@ -147,5 +149,85 @@ fn fast_kernels_give_the_gradients_of_the_reference() {
             let error = fast.iter().zip(expected).fold(0f32, |error, (a, b)| error.max((a - b).abs()));
             assert!(error <= 2e-4 * largest, "{family} {name}: {error} of {largest}");
         }
+    }
+}
+
+/// Adapters that do something: their second factors are not zero.
+fn adapted(config: &Config, kernels: &dyn Kernels, format: Format) -> (Random, Parameters) {
+    let lora = LoraOptions {
+        rank: 3,
+        alpha: 6.0,
+        rank_stabilised: false,
+        targets: LoraOptions::TARGETS.map(str::to_owned).to_vec(),
+    };
+    let base = Random::new(11, format);
+    let mut parameters = Parameters::adapted(&base, config, kernels, format, lora, 5).unwrap();
+    for (i, (name, tensor)) in parameters.learnt.iter_mut().enumerate() {
+        if name.ends_with("lora_b") {
+            let values = tensor.as_mut_slice::<f32>().unwrap();
+            values.iter_mut().enumerate().for_each(|(j, x)| *x = 0.3 * ((i * 31 + j) as f32).sin());
+        }
+    }
+    (base, parameters)
+}
+
+#[test]
+fn adapters_have_gradients_and_merged_they_are_the_same_model() {
+    for (family, config) in families().into_iter().filter(|(family, _)| *family != "mixture") {
+        let kernels = Cpu::default();
+        let (base, mut parameters) = adapted(&config, &kernels, Format::F32);
+        assert_eq!(
+            parameters.learnt.len(),
+            2 * 2 * 7,
+            "{family}: two factors for seven projections of two layers"
+        );
+        let (_, analytic) = gradients(&kernels, &config, &parameters, Format::F32, false);
+        assert_eq!(
+            analytic.len(),
+            parameters.learnt.len(),
+            "{family}: nothing that is frozen has a gradient"
+        );
+        let (_, checkpointed) = gradients(&kernels, &config, &parameters, Format::F32, true);
+        assert_eq!(analytic, checkpointed, "{family}");
+        for (name, gradient) in &analytic {
+            let mut loss_at = |offset: f32| {
+                let tensor = parameters.learnt.get_mut(name).unwrap();
+                tensor.as_mut_slice::<f32>().unwrap()[0] += offset;
+                gradients(&kernels, &config, &parameters, Format::F32, true).0
+            };
+            let (above, below) = (loss_at(4e-3), loss_at(-8e-3));
+            loss_at(4e-3);
+            let difference = (above - below) / 8e-3;
+            let largest = gradient.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            let error = (difference - f64::from(gradient[0])).abs();
+            assert!(
+                error < 5e-3 * f64::from(largest) + 2e-4,
+                "{family} {name}: {difference}, {}",
+                gradient[0]
+            );
+        }
+
+        let options = LoadOptions { format: Format::F32, max_positions: MAX_POSITIONS };
+        let merged = parameters.merged(&base, &config, &kernels).unwrap();
+        let merged = Parameters::continued(&Merged(merged), &config).unwrap();
+        let logits = |parameters: &Parameters| {
+            let built = parameters.build(&kernels, &config, &options).unwrap();
+            let hidden = built.model.forward(&kernels, &Batch::packed(&SEQUENCES, true), None).unwrap();
+            built.model.logits(&kernels, &hidden).unwrap().to_f32_vec().unwrap()
+        };
+        let (beside, within) = (logits(&parameters), logits(&merged));
+        let largest = beside.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        for (a, b) in beside.iter().zip(&within) {
+            assert!((a - b).abs() < 1e-5 * largest, "{family}: {a} beside the weights, {b} within");
+        }
+    }
+}
+
+/// Tensors at hand.
+struct Merged(BTreeMap<String, Tensor>);
+
+impl Source for Merged {
+    fn tensor(&self, name: &str, _shape: &[usize]) -> kanana_model::Result<Tensor> {
+        Ok(self.0[name].clone())
     }
 }

@@ -7,6 +7,7 @@ pub mod convert;
 pub mod data;
 pub mod generate;
 pub mod inspect;
+pub mod plot;
 pub mod pull;
 pub mod quantize;
 pub mod score;

@@ -29,6 +29,7 @@ const TABLE: &[Arrows] = &[
     arrows("checkpoint", &["tensor"], &[]),
     arrows("model", &["tensor", "kernels", "checkpoint"], &[]),
     arrows("tokenizer", &[], &[]),
+    arrows("plot", &[], &[]),
     // The loop knows token ids only; its tests may open checkpoints.
     arrows("engine", &["tensor", "kernels", "model"], &["checkpoint"]),
     // The edges. Tests may build a model to serve, evaluate or train.
@@ -50,6 +51,7 @@ const TABLE: &[Arrows] = &[
             "eval",
             "data",
             "train",
+            "plot",
         ],
         &[],
     ),

@@ -1,0 +1,13 @@
+//! Charts, as SVG text and as PNG.
+//!
+//! A chart is drawn as SVG, and a PNG is that SVG in pixels, so that both show the same. Text is left to the fonts of the
+//! reader, or of this machine: families with Hangul are named first. It knows nothing of models.
+//! Tests: `cargo test -p kanana-plot`.
+
+mod axis;
+mod lines;
+mod png;
+
+pub use axis::{Axis, ticks};
+pub use lines::{LineChart, Panel, Series};
+pub use png::{Picture, PlotError, png};
