@@ -37,3 +37,6 @@ shard arithmetic-en 40 --input "$corpora/instruct/synth_arith_en.jsonl.zst" --pr
 shard to-ko 40 --input "$corpora/pairs/react_en_ko.jsonl.zst" --prompt 'Translate into Korean: {en}' --response '{ko}'
 shard to-en 40 --input "$corpora/pairs/react_en_ko.jsonl.zst" --prompt '영어로 번역하세요: {ko}' --response '{en}'
 shard written 1000000 --input "$here/written.jsonl" --messages messages
+# Conversations of several turns, made of these.
+python3 "$here/turns.py" "$corpora" "$here/written.jsonl" "$work/turns.jsonl"
+"$kanana" data shard --tokenizer "$work/tokenizer" --out "$work/shards/turns" --input "$work/turns.jsonl" --messages messages

@@ -47,6 +47,8 @@ pub struct Panel {
     pub series: Vec<Series>,
     /// Whether it is logarithmic.
     pub log: bool,
+    /// How much curves that are not sparse are smoothed, 0 to 1; the raw ones stay, pale.
+    pub smooth: f64,
 }
 
 /// Panels over one axis.
@@ -58,8 +60,6 @@ pub struct LineChart {
     pub x_label: String,
     /// From top to bottom. Curves of the same name have the same colour in all.
     pub panels: Vec<Panel>,
-    /// How much curves that are not sparse are smoothed, 0 to 1; the raw ones stay, pale.
-    pub smooth: f64,
 }
 
 const WIDTH: f64 = 900.0;
@@ -99,7 +99,7 @@ impl LineChart {
         }
         for (i, panel) in self.panels.iter().enumerate() {
             let y = top + i as f64 * (PANEL + GAP);
-            self.panel(&mut svg, panel, &x_axis, y, &names);
+            draw(&mut svg, panel, &x_axis, y, &names);
         }
         let bottom = top + self.panels.len() as f64 * (PANEL + GAP) - GAP;
         for (value, label) in ticks(&x_axis, 8) {
@@ -115,44 +115,45 @@ impl LineChart {
         );
         svg + "</svg>\n"
     }
+}
 
-    fn panel(&self, svg: &mut String, panel: &Panel, x_axis: &Axis, top: f64, names: &[&str]) {
-        let points = panel.series.iter().flat_map(|series| &series.points).map(|point| point.1);
-        let mut y_axis = Axis::over(points, panel.log);
-        if !panel.log {
-            let room = 0.04 * (y_axis.to - y_axis.from);
-            y_axis = Axis { from: y_axis.from - room, to: y_axis.to + room, ..y_axis };
+/// A panel, its axes and its curves.
+fn draw(svg: &mut String, panel: &Panel, x_axis: &Axis, top: f64, names: &[&str]) {
+    let points = panel.series.iter().flat_map(|series| &series.points).map(|point| point.1);
+    let mut y_axis = Axis::over(points, panel.log);
+    if !panel.log {
+        let room = 0.04 * (y_axis.to - y_axis.from);
+        y_axis = Axis { from: y_axis.from - room, to: y_axis.to + room, ..y_axis };
+    }
+    let place = |(x, y): (f64, f64)| {
+        let right = LEFT + x_axis.place(x) * (WIDTH - LEFT - RIGHT);
+        (right, top + PANEL * (1.0 - y_axis.place(y)))
+    };
+    for (value, label) in ticks(&y_axis, 5) {
+        let (_, y) = place((x_axis.from, value));
+        line(svg, (LEFT, y), (WIDTH - RIGHT, y), "#e6e6e6", 1.0);
+        text(svg, (LEFT - 8.0, y + 4.0), "end", "fill=\"#555555\" font-size=\"12\"", &label);
+    }
+    for (value, _) in ticks(x_axis, 8) {
+        let (x, _) = place((value, y_axis.from));
+        line(svg, (x, top), (x, top + PANEL), "#f0f0f0", 1.0);
+    }
+    line(svg, (LEFT, top + PANEL), (WIDTH - RIGHT, top + PANEL), "#888888", 1.0);
+    let middle = top + PANEL / 2.0;
+    let turn = format!("fill=\"#333333\" transform=\"rotate(-90 20 {middle})\"");
+    text(svg, (20.0, middle), "middle", &turn, &panel.label);
+    for series in &panel.series {
+        let colour = names.iter().position(|name| *name == series.name).unwrap_or(0) % COLOURS.len();
+        let colour = COLOURS[colour];
+        if series.sparse || panel.smooth == 0.0 {
+            curve(svg, series, &y_axis, &place, (colour, 1.0));
+        } else {
+            curve(svg, series, &y_axis, &place, (colour, 0.22));
+            curve(svg, &series.smoothed(panel.smooth), &y_axis, &place, (colour, 1.0));
         }
-        let place = |(x, y): (f64, f64)| {
-            let right = LEFT + x_axis.place(x) * (WIDTH - LEFT - RIGHT);
-            (right, top + PANEL * (1.0 - y_axis.place(y)))
-        };
-        for (value, label) in ticks(&y_axis, 5) {
-            let (_, y) = place((x_axis.from, value));
-            line(svg, (LEFT, y), (WIDTH - RIGHT, y), "#e6e6e6", 1.0);
-            text(svg, (LEFT - 8.0, y + 4.0), "end", "fill=\"#555555\" font-size=\"12\"", &label);
-        }
-        for (value, _) in ticks(x_axis, 8) {
-            let (x, _) = place((value, y_axis.from));
-            line(svg, (x, top), (x, top + PANEL), "#f0f0f0", 1.0);
-        }
-        line(svg, (LEFT, top + PANEL), (WIDTH - RIGHT, top + PANEL), "#888888", 1.0);
-        let middle = top + PANEL / 2.0;
-        let turn = format!("fill=\"#333333\" transform=\"rotate(-90 20 {middle})\"");
-        text(svg, (20.0, middle), "middle", &turn, &panel.label);
-        for series in &panel.series {
-            let colour = names.iter().position(|name| *name == series.name).unwrap_or(0) % COLOURS.len();
-            let colour = COLOURS[colour];
-            if series.sparse || self.smooth == 0.0 {
-                curve(svg, series, &y_axis, &place, (colour, 1.0));
-            } else {
-                curve(svg, series, &y_axis, &place, (colour, 0.22));
-                curve(svg, &series.smoothed(self.smooth), &y_axis, &place, (colour, 1.0));
-            }
-            for &point in series.points.iter().filter(|point| series.sparse && y_axis.takes(point.1)) {
-                let (x, y) = place(point);
-                let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.2\" fill=\"{colour}\"/>");
-            }
+        for &point in series.points.iter().filter(|point| series.sparse && y_axis.takes(point.1)) {
+            let (x, y) = place(point);
+            let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.2\" fill=\"{colour}\"/>");
         }
     }
 }
@@ -221,9 +222,13 @@ mod tests {
                     series: vec![series("하나", false), series("둘", false)],
                     log: true,
                 },
-                Panel { label: "bits per byte".to_owned(), series: vec![series("하나", true)], log: false },
+                Panel {
+                    label: "bits per byte".to_owned(),
+                    series: vec![series("하나", true)],
+                    log: false,
+                    smooth: 0.9,
+                },
             ],
-            smooth: 0.9,
         }
     }
 

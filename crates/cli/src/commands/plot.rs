@@ -87,11 +87,14 @@ pub fn run(args: &PlotArgs) -> Result<()> {
         let label = label(metric);
         match panels.iter_mut().find(|panel| panel.label == label && metric.starts_with("eval.")) {
             Some(panel) => panel.series.extend(series),
-            None => panels.push(Panel { label, series, log: args.log_y }),
+            None => {
+                // A schedule is no measurement: nothing of it is noise.
+                let smooth = if metric == "lr" { 0.0 } else { args.smooth };
+                panels.push(Panel { label, series, log: args.log_y, smooth });
+            }
         }
     }
-    let chart =
-        LineChart { title: args.title.clone(), x_label: x_label.to_owned(), panels, smooth: args.smooth };
+    let chart = LineChart { title: args.title.clone(), x_label: x_label.to_owned(), panels };
     let svg = chart.svg();
     let extension = args.out.extension().and_then(|extension| extension.to_str());
     if extension != Some("png") {
