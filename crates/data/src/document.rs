@@ -151,6 +151,8 @@ pub struct Tokens {
 pub struct Encoder {
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    /// What the tokenizer puts before a text.
+    begin: Option<u32>,
     end: u32,
 }
 
@@ -164,7 +166,9 @@ impl Encoder {
             path: dir.join("tokenizer_config.json"),
             problem: "no eos_token: a text would have no end".to_owned(),
         })?;
-        Ok(Encoder { template: ChatTemplate::from_dir(dir)?, tokenizer, end })
+        let first = tokenizer.encode("")?.first().copied();
+        let begin = tokenizer.special_token_id("bos_token").filter(|&begin| first == Some(begin));
+        Ok(Encoder { template: ChatTemplate::from_dir(dir)?, tokenizer, begin, end })
     }
 
     /// The tokenizer.
@@ -177,8 +181,9 @@ impl Encoder {
         let told = |error: kanana_tokenizer::TokenizerError| error.to_string();
         match document {
             Document::Text(text) => {
-                let mut ids = self.tokenizer.encode(text).map_err(told)?;
-                ids.push(self.end);
+                // A control token that is written in a corpus is text, not the end of a document.
+                let plain = self.tokenizer.encode_plain(text).map_err(told)?;
+                let ids: Vec<u32> = self.begin.into_iter().chain(plain).chain([self.end]).collect();
                 let mut learnt = vec![true; ids.len()];
                 learnt[0] = false;
                 Ok(Tokens { ids, learnt })

@@ -71,7 +71,9 @@ impl Mixture {
         for source in &sources {
             let needed = tokens as f64 * source.weight / total;
             let (has, name) = (source.shards.info().tokens, source.shards.dir().display());
-            if needed > has as f64 * source.max_epochs {
+            // A limit that is no number allows nothing.
+            let allowed = needed <= has as f64 * source.max_epochs;
+            if !allowed || has == 0 {
                 return Err(failed(format!(
                     "{name} would be read {:.1} times for {needed:.0} of its {has} tokens, and max_epochs is {}: \
                      lower its weight or the stage's tokens, or raise max_epochs",
@@ -81,10 +83,8 @@ impl Mixture {
             }
         }
         let state = MixtureState { sources: vec![Position::default(); sources.len()] };
-        let mut mixture = Mixture { orders: vec![Vec::new(); sources.len()], sources, state, seed, whole };
-        for i in 0..mixture.sources.len() {
-            mixture.orders[i] = mixture.order(i);
-        }
+        let mut mixture = Mixture { orders: Vec::new(), sources, state, seed, whole };
+        mixture.orders = (0..mixture.sources.len()).map(|i| mixture.order(i, 0)).collect();
         Ok(mixture)
     }
 
@@ -97,16 +97,22 @@ impl Mixture {
     ///
     /// Errors: the state is of other sources.
     pub fn restore(&mut self, stage: &str, state: MixtureState) -> Result<()> {
-        let fits =
-            |(source, at): (&Source, &Position)| at.document <= source.shards.info().documents as usize;
-        if state.sources.len() != self.sources.len() || !self.sources.iter().zip(&state.sources).all(fits) {
+        let failed = || {
             let problem = "the state was saved with other sources".to_owned();
-            return Err(DataError::Mixture { stage: stage.to_owned(), problem });
+            Err(DataError::Mixture { stage: stage.to_owned(), problem })
+        };
+        if state.sources.len() != self.sources.len() {
+            return failed();
         }
-        self.state = state;
-        for i in 0..self.sources.len() {
-            self.orders[i] = self.order(i);
+        let orders: Vec<_> =
+            state.sources.iter().enumerate().map(|(i, at)| self.order(i, at.epoch)).collect();
+        for ((at, order), source) in state.sources.iter().zip(&orders).zip(&self.sources) {
+            let document = order.get(at.document).map(|&document| document as usize);
+            if !document.is_some_and(|document| at.offset < source.shards.document_len(document)) {
+                return failed();
+            }
         }
+        (self.state, self.orders) = (state, orders);
         Ok(())
     }
 
@@ -170,14 +176,14 @@ impl Mixture {
         (at.offset, at.document) = (0, at.document + 1);
         if at.document == documents {
             (at.document, at.epoch) = (0, at.epoch + 1);
-            self.orders[i] = self.order(i);
+            self.orders[i] = self.order(i, self.state.sources[i].epoch);
         }
     }
 
-    /// The documents of a source in the order of its epoch. (Fisher and Yates; numbers of SplitMix64.)
-    fn order(&self, i: usize) -> Vec<u32> {
+    /// The documents of a source in the order of an epoch. (Fisher and Yates; numbers of SplitMix64.)
+    fn order(&self, i: usize, epoch: u64) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.sources[i].shards.info().documents as u32).collect();
-        let mut state = self.seed ^ (i as u64) << 32 ^ self.state.sources[i].epoch;
+        let mut state = self.seed ^ (i as u64) << 32 ^ epoch;
         let mut next = || {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,11 +1,14 @@
 //! Rows of a corpus: JSON objects, one after the other, from files that are never whole in memory.
 //!
+//! It knows the forms of files and nothing of what their fields mean.
 //! Tests: `cargo test -p kanana-data read`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use parquet::file::reader::SerializedFileReader;
+use parquet::record::reader::RowIter;
 use serde_json::{Map, Value, json};
 
 use crate::error::io;
@@ -18,24 +21,34 @@ pub type Row = Map<String, Value>;
 pub struct Rows {
     path: PathBuf,
     form: Form,
-    lines: BufReader<Box<dyn Read + Send>>,
     row: u64,
+    /// Nothing follows: the end, or what cannot be read.
+    done: bool,
 }
 
-#[derive(Clone, Copy, PartialEq)]
 enum Form {
-    Json,
+    /// An object a line.
+    Json(Lines),
     /// The whole file is one row with a `text`.
-    Text,
+    Text(Lines),
+    Parquet(Box<RowIter<'static>>),
 }
 
-/// Opens a file by its name: `.jsonl` (or `.json`, `.ndjson`), an object a line; `.txt` (or `.md`), one document. Behind
-/// that `.zst` or `.gz` where it is compressed.
+type Lines = BufReader<Box<dyn Read + Send>>;
+
+/// Opens a file by its name: `.jsonl` (or `.json`, `.ndjson`), an object a line; `.txt` (or `.md`), one document; both with
+/// `.zst` or `.gz` behind where they are compressed. `.parquet`, compressed inside by Snappy, Zstandard or gzip.
 ///
-/// Errors: a name of another form, a file that cannot be read.
+/// Errors: a name of another form, a file that cannot be read or that is no Parquet file.
 pub fn open(path: &Path) -> Result<Rows> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let file = File::open(path).map_err(io(path))?;
+    let rows = |form| Ok(Rows { path: path.to_owned(), form, row: 0, done: false });
+    if name.ends_with(".parquet") {
+        let reader = SerializedFileReader::new(file)
+            .map_err(|error| DataError::Parquet { path: path.to_owned(), problem: error.to_string() })?;
+        return rows(Form::Parquet(Box::new(reader.into_iter())));
+    }
     let (name, bytes): (&str, Box<dyn Read + Send>) = match name.rsplit_once('.') {
         Some((name, "zst")) => {
             let mut decoder = zstd::Decoder::new(file).map_err(io(path))?;
@@ -46,12 +59,12 @@ pub fn open(path: &Path) -> Result<Rows> {
         Some((name, "gz")) => (name, Box::new(flate2::read::MultiGzDecoder::new(BufReader::new(file)))),
         _ => (&name, Box::new(file)),
     };
-    let form = match name.rsplit_once('.') {
-        Some((_, "jsonl" | "json" | "ndjson")) => Form::Json,
-        Some((_, "txt" | "md")) => Form::Text,
-        _ => return Err(DataError::UnknownForm { path: path.to_owned() }),
-    };
-    Ok(Rows { path: path.to_owned(), form, lines: BufReader::with_capacity(1 << 16, bytes), row: 0 })
+    let lines = BufReader::with_capacity(1 << 16, bytes);
+    match name.rsplit_once('.') {
+        Some((_, "jsonl" | "json" | "ndjson")) => rows(Form::Json(lines)),
+        Some((_, "txt" | "md")) => rows(Form::Text(lines)),
+        _ => Err(DataError::UnknownForm { path: path.to_owned() }),
+    }
 }
 
 impl Rows {
@@ -66,13 +79,22 @@ impl Rows {
 
     fn next_row(&mut self) -> Result<Option<Row>> {
         loop {
-            let mut bytes = Vec::new();
-            let count = match self.form {
-                Form::Json => self.lines.read_until(b'\n', &mut bytes),
-                Form::Text => self.lines.read_to_end(&mut bytes),
-            };
             self.row += 1;
-            if count.map_err(|error| self.problem(error.to_string()))? == 0 {
+            let mut bytes = Vec::new();
+            let count = match &mut self.form {
+                Form::Json(lines) => lines.read_until(b'\n', &mut bytes),
+                Form::Text(lines) => lines.read_to_end(&mut bytes),
+                Form::Parquet(rows) => {
+                    let row = rows.next().transpose().map_err(|error| self.broken(error))?;
+                    let Some(Value::Object(row)) = row.map(|row| row.to_json_value()) else {
+                        self.done = true;
+                        return Ok(None);
+                    };
+                    return Ok(Some(row));
+                }
+            };
+            if count.map_err(|error| self.broken(error))? == 0 {
+                self.done = true;
                 return Ok(None);
             }
             let text = match String::from_utf8(bytes) {
@@ -85,15 +107,21 @@ impl Rows {
             if text.trim().is_empty() {
                 continue;
             }
-            if self.form == Form::Text {
+            if let Form::Text(_) = self.form {
                 return Ok(json!({ "text": text }).as_object().cloned());
             }
             return match serde_json::from_str(&text) {
                 Ok(Value::Object(row)) => Ok(Some(row)),
                 Ok(_) => Err(self.problem("expected a JSON object")),
-                Err(error) => Err(self.problem(format!("not JSON: {error}"))),
+                Err(error) => Err(self.problem(format!("not JSON, an object a line: {error}"))),
             };
         }
+    }
+
+    /// What cannot be read any further.
+    fn broken(&mut self, error: impl std::fmt::Display) -> DataError {
+        self.done = true;
+        self.problem(error.to_string())
     }
 }
 
@@ -101,6 +129,9 @@ impl Iterator for Rows {
     type Item = Result<(u64, Row)>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
         self.next_row().map(|row| row.map(|row| (self.row, row))).transpose()
     }
 }

@@ -106,14 +106,17 @@ impl ShardWriter {
             let problem = "it is there already: name another folder, or remove it".to_owned();
             return Err(DataError::Shards { path: dir.to_owned(), problem });
         }
-        let partial = dir.with_extension("partial");
+        let tokenizer = sha256(&tokenizer.join("tokenizer.json"))?;
+        let mut name = dir.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        let partial = dir.with_file_name(name);
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(io(&partial))?;
         }
         fs::create_dir_all(&partial).map_err(io(&partial))?;
         let info = ShardInfo {
             version: VERSION,
-            tokenizer: sha256(&tokenizer.join("tokenizer.json"))?,
+            tokenizer,
             vocab_size,
             documents: 0,
             tokens: 0,
@@ -133,7 +136,19 @@ impl ShardWriter {
     }
 
     /// Adds a document, its fingerprint and the bytes of its text.
+    ///
+    /// Errors: no token, an id outside of the vocabulary, not a mark for each id; the file system refuses.
     pub fn push(&mut self, tokens: &Tokens, fingerprint: u64, text_bytes: usize) -> Result<()> {
+        let number = self.info.documents + 1;
+        let failed = |problem| Err(DataError::Shards { path: self.dir.clone(), problem });
+        let (ids, marks) = (tokens.ids.len(), tokens.learnt.len());
+        if ids == 0 || ids != marks {
+            return failed(format!("document {number}: {ids} ids with {marks} marks, expected one for each"));
+        }
+        if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= self.info.vocab_size) {
+            let vocab_size = self.info.vocab_size;
+            return failed(format!("document {number}: id {id} of a vocabulary of {vocab_size}"));
+        }
         let start = self.info.tokens.to_le_bytes();
         self.documents
             .write(&[start, fingerprint.to_le_bytes(), (text_bytes as u64).to_le_bytes()].concat())?;
@@ -214,8 +229,8 @@ impl Shards {
             Ok(fs::metadata(&path).map_err(io(&path))?.len())
         };
         for (name, expected) in [
-            (TOKENS, info.tokens * width(info.vocab_size) as u64),
-            (DOCUMENTS, info.documents * ENTRY as u64),
+            (TOKENS, info.tokens.saturating_mul(width(info.vocab_size) as u64)),
+            (DOCUMENTS, info.documents.saturating_mul(ENTRY as u64)),
             (LEARNT, info.tokens.div_ceil(8)),
         ] {
             let got = size(name)?;
@@ -233,7 +248,7 @@ impl Shards {
         let entries = || documents.chunks_exact(ENTRY);
         let mut starts: Vec<u64> = entries().map(number).collect();
         starts.push(info.tokens);
-        if starts.windows(2).any(|pair| pair[0] >= pair[1]) {
+        if starts[0] != 0 || starts.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(failed(DOCUMENTS, "documents are not in order: make it again".to_owned()));
         }
         Ok(Shards {
@@ -249,9 +264,9 @@ impl Shards {
 
     /// Reads every file and compares its checksum.
     pub fn verify(&self) -> Result<()> {
-        for (name, expected) in &self.info.files {
+        for name in [TOKENS, DOCUMENTS, LEARNT] {
             let path = self.dir.join(name);
-            if sha256(&path)? != *expected {
+            if self.info.files.get(name) != Some(&sha256(&path)?) {
                 let problem = "its checksum is not that of the index: make it again".to_owned();
                 return Err(DataError::Shards { path, problem });
             }
