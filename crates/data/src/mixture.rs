@@ -248,6 +248,73 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_lost_whatever_the_sizes() {
+        let root = tempfile::tempdir().unwrap();
+        let (learnt, epochs) = (LENGTHS.iter().map(|n| n - 1).sum::<usize>(), 3);
+        for longest in [1, 2, 7, 29, 30, 31, 100] {
+            for tokens in [1, 3, 55, 64] {
+                let sources = vec![source(root.path(), "a", &LENGTHS, 1.0, 3.0)];
+                let mut mixture = Mixture::new("test", sources, 165, 9, false).unwrap();
+                let mut pieces = Vec::new();
+                // The last batch ends where the epoch does.
+                for left in (1..=epochs * 55).rev().step_by(tokens) {
+                    pieces.extend(mixture.next(tokens.min(left), longest).unwrap());
+                }
+                let mut times = std::collections::BTreeMap::new();
+                for piece in &pieces {
+                    assert!(piece.ids.len() <= longest);
+                    for (id, target) in piece.ids.iter().zip(&piece.targets) {
+                        if *target != IGNORED {
+                            assert_eq!(*target, id + 1, "the next of the same document");
+                            *times.entry(*target).or_insert(0) += 1;
+                        }
+                    }
+                }
+                let what = format!("sequences of {longest}, batches of {tokens}");
+                assert_eq!(times.len(), learnt, "{what}");
+                assert!(times.values().all(|&count| count == epochs), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_order_follows_from_the_seed_and_the_epoch() {
+        let root = tempfile::tempdir().unwrap();
+        let lengths = [3; 40];
+        let firsts = |seed| -> Vec<u32> {
+            let sources = vec![source(root.path(), "a", &lengths, 1.0, 2.0)];
+            let mut mixture = Mixture::new("test", sources, 240, seed, false).unwrap();
+            mixture.next(240, 3).unwrap().iter().map(|piece| piece.ids[0]).collect()
+        };
+        let order = firsts(1);
+        assert_eq!(order, firsts(1));
+        assert_ne!(order, firsts(2));
+        assert_ne!(order[..40], order[40..], "another epoch, another order");
+        for epoch in order.chunks(40) {
+            let mut sorted = epoch.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..40).map(|i| 100 * i).collect::<Vec<u32>>(), "each document once");
+        }
+    }
+
+    #[test]
+    fn positions_of_other_sources_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let mut mixture = mixture(root.path(), false);
+        let whole: serde_json::Value = serde_json::to_value(mixture.state()).unwrap();
+        let mut check = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut state = whole.clone();
+            change(&mut state["sources"]);
+            let error = mixture.restore("test", serde_json::from_value(state).unwrap()).unwrap_err();
+            assert!(error.to_string().contains("other sources"), "{error}");
+            assert_eq!(serde_json::to_value(mixture.state()).unwrap(), whole, "nothing changes");
+        };
+        check(&|sources| drop(sources.as_array_mut().unwrap().pop()));
+        check(&|sources| sources[0]["document"] = 5.into());
+        check(&|sources| sources[1]["offset"] = 40.into());
+    }
+
+    #[test]
     fn a_restored_mixture_goes_on_bit_by_bit() {
         for whole in [false, true] {
             let root = tempfile::tempdir().unwrap();
@@ -295,6 +362,11 @@ mod tests {
             text.contains("broad") && text.contains("3.6 times") && text.contains("max_epochs"),
             "{text}"
         );
-        assert!(error(0.0, 2.0, 10).contains("above zero"));
+        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(error(weight, 2.0, 10).contains("above zero"));
+        }
+        assert!(error(1.0, f64::NAN, 10).contains("max_epochs"));
+        let empty = vec![source(root.path(), "empty", &[], 1.0, 2.0)];
+        assert!(Mixture::new("broad", empty, 0, 1, false).is_err(), "nothing can be drawn from it");
     }
 }

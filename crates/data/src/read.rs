@@ -157,7 +157,12 @@ pub fn text<'a>(row: &'a Row, field: &str) -> std::result::Result<std::borrow::C
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use parquet::basic::Compression;
+    use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
     use std::io::Write;
+    use std::sync::Arc;
 
     fn written(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -186,6 +191,108 @@ mod tests {
         assert_eq!(texts(&path), ["한 줄\n두 줄"]);
     }
 
+    const TEXTS: [&str; 3] = ["가나다", "b", "한 줄\n두 줄"];
+
+    /// Two row groups, each of the texts, a number and two messages a row.
+    fn parquet(compression: Compression) -> Vec<u8> {
+        let schema = "message schema {
+            required binary text (UTF8);
+            optional int64 number;
+            required group messages (LIST) {
+                repeated group list { required group element { required binary role (UTF8); } }
+            }
+        }";
+        let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+        let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+        let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).unwrap();
+        for _ in 0..2 {
+            let mut group = writer.next_row_group().unwrap();
+            let mut column = group.next_column().unwrap().unwrap();
+            let texts: Vec<ByteArray> = TEXTS.iter().map(|&text| text.into()).collect();
+            column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+            column.close().unwrap();
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<Int64Type>().write_batch(&[1, 3], Some(&[1, 0, 1]), None).unwrap();
+            column.close().unwrap();
+            let mut column = group.next_column().unwrap().unwrap();
+            let roles: Vec<ByteArray> = ["user", "assistant"].repeat(3).into_iter().map(Into::into).collect();
+            // The second of each two goes on in the list of the first.
+            column
+                .typed::<ByteArrayType>()
+                .write_batch(&roles, Some(&[1; 6]), Some(&[0, 1].repeat(3)))
+                .unwrap();
+            column.close().unwrap();
+            group.close().unwrap();
+        }
+        writer.into_inner().unwrap()
+    }
+
+    #[test]
+    fn parquet_has_the_rows_of_all_groups() {
+        let (gzip, zstd) = (Compression::GZIP(Default::default()), Compression::ZSTD(Default::default()));
+        for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, gzip, zstd] {
+            let (_dir, path) = written("a.parquet", &parquet(compression));
+            let rows: Vec<(u64, Row)> = open(&path).unwrap().map(Result::unwrap).collect();
+            let expected = (0..6).map(|i| {
+                let number = [json!(1), Value::Null, json!(3)][i % 3].clone();
+                let messages = json!([{"role": "user"}, {"role": "assistant"}]);
+                let row = json!({"text": TEXTS[i % 3], "number": number, "messages": messages});
+                (i as u64 + 1, row.as_object().cloned().unwrap())
+            });
+            assert_eq!(rows, expected.collect::<Vec<_>>(), "{compression}");
+        }
+    }
+
+    /// Reads to the end or to an error, which ends it.
+    fn read_all(path: &Path) -> Result<usize> {
+        let mut rows = open(path)?;
+        let mut count = 0;
+        while let Some(row) = rows.next() {
+            if let Err(error) = row {
+                assert!(rows.next().is_none(), "nothing follows an error");
+                return Err(error);
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    #[test]
+    fn cut_files_are_errors_at_every_length() {
+        let lines = "{\"text\": \"가나다\"}\n".repeat(50);
+        let zst = zstd::encode_all(lines.as_bytes(), 3).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(lines.as_bytes()).unwrap();
+        for (name, bytes) in [
+            ("a.jsonl.zst", zst),
+            ("a.jsonl.gz", gz.finish().unwrap()),
+            ("a.parquet", parquet(Compression::SNAPPY)),
+        ] {
+            for length in 1..bytes.len() {
+                let (_dir, path) = written(name, &bytes[..length]);
+                let error = read_all(&path).expect_err(&format!("{name} cut at {length}")).to_string();
+                assert!(error.contains(name), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn parquet_with_a_broken_byte_never_panics() {
+        let bytes = parquet(Compression::SNAPPY);
+        let (_dir, path) = written("a.parquet", &bytes);
+        for at in 0..bytes.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut broken = bytes.clone();
+                broken[at] ^= flip;
+                std::fs::write(&path, broken).unwrap();
+                // A letter of a text may well be another letter.
+                if let Err(error) = read_all(&path) {
+                    assert!(error.to_string().contains("a.parquet"), "{error}");
+                }
+            }
+        }
+    }
+
     fn check_error(name: &str, bytes: &[u8], expected: &str) {
         let (_dir, path) = written(name, bytes);
         let error = match open(&path) {
@@ -201,6 +308,9 @@ mod tests {
         check_error("a.jsonl", b"[1]\n", "row 1: expected a JSON object");
         check_error("a.jsonl", b"{\"text\": \"\xff\"}\n", "row 1: not UTF-8");
         check_error("a.csv", b"", "expected .jsonl");
+        check_error("a.parquet.zst", b"", "expected .jsonl");
+        check_error("a.parquet", b"PAR1", "a.parquet: expected a whole Parquet file");
+        check_error("a.json", b"[\n{\"text\": \"a\"}\n]\n", "row 1: not JSON, an object a line");
         check_error("a.jsonl.zst", b"no frame", "row 1");
         check_error("a.jsonl.gz", b"no frame", "row 1");
     }

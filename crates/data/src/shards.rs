@@ -406,6 +406,74 @@ mod tests {
         check_broken(INDEX, |bytes| bytes.truncate(9), "not an index");
     }
 
+    fn check_index(from: &str, to: &str, expected: &str) {
+        let (_root, dir) = written(50);
+        let text = fs::read_to_string(dir.join(INDEX)).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(dir.join(INDEX), text.replace(from, to)).unwrap();
+        let error = Shards::open(&dir).and_then(|shards| shards.verify()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn lying_indexes_are_found() {
+        let huge = u64::MAX.to_string();
+        check_index("\"version\": 1", "\"version\": 2", "version 2, expected 1");
+        check_index("\"tokens\": 27", "\"tokens\": 26", "expected 52");
+        check_index("\"tokens\": 27", &format!("\"tokens\": {huge}"), "tokens.bin: 54 bytes");
+        check_index("\"documents\": 4", "\"documents\": 3", "expected 72");
+        check_index("\"documents\": 4", &format!("\"documents\": {huge}"), "documents.bin: 96 bytes");
+        check_index("\"documents\": 4", "\"documents\": -4", "not an index");
+        // A file that the index does not name is not taken for whole.
+        check_index("\"learnt.bin\":", "\"learned.bin\":", "learnt.bin: its checksum");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        for name in [INDEX, TOKENS, DOCUMENTS, LEARNT] {
+            let (_root, dir) = written(50);
+            fs::remove_file(dir.join(name)).unwrap();
+            let error = Shards::open(&dir).err().expect("an error").to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_shard_cannot_hold_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("tokenizer.json"), "{}").unwrap();
+        let mut writer = ShardWriter::create(&root.path().join("shard"), root.path(), 50).unwrap();
+        let mut error = |ids: &[u32], marks: usize| {
+            let tokens = Tokens { ids: ids.to_vec(), learnt: vec![true; marks] };
+            writer.push(&tokens, 0, 0).unwrap_err().to_string()
+        };
+        assert!(error(&[1, 50], 2).contains("document 1: id 50 of a vocabulary of 50"));
+        assert!(error(&[], 0).contains("document 1: 0 ids"));
+        assert!(error(&[1, 2], 1).contains("document 1: 2 ids with 1 marks"));
+        assert_eq!(writer.info().tokens, 0, "nothing of them was written");
+    }
+
+    #[test]
+    fn what_was_left_half_written_is_written_anew_and_neighbours_stay() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("tokenizer.json"), "{}").unwrap();
+        let write = |name: &str| ShardWriter::create(&root.path().join(name), root.path(), 50).unwrap();
+        let (mut killed, mut other) = (write("law.v1"), write("law.v2"));
+        killed.push(&documents()[0], 7, 3).unwrap();
+        drop(killed);
+        assert!(Shards::open(&root.path().join("law.v1.partial")).is_err(), "half a shard is none");
+        other.push(&documents()[1], 8, 3).unwrap();
+        let mut again = write("law.v1");
+        again.push(&documents()[2], 9, 3).unwrap();
+        again.finish().unwrap();
+        other.finish().unwrap();
+        for (name, fingerprint) in [("law.v1", 9), ("law.v2", 8)] {
+            let shards = Shards::open(&root.path().join(name)).unwrap();
+            shards.verify().unwrap();
+            assert_eq!(shards.fingerprints(), [fingerprint]);
+        }
+    }
+
     #[test]
     fn another_tokenizer_is_refused() {
         let (root, dir) = written(50);
