@@ -151,6 +151,8 @@ pub struct Tokens {
 pub struct Encoder {
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    /// What the tokenizer puts before a text.
+    begin: Option<u32>,
     end: u32,
 }
 
@@ -164,7 +166,9 @@ impl Encoder {
             path: dir.join("tokenizer_config.json"),
             problem: "no eos_token: a text would have no end".to_owned(),
         })?;
-        Ok(Encoder { template: ChatTemplate::from_dir(dir)?, tokenizer, end })
+        let first = tokenizer.encode("")?.first().copied();
+        let begin = tokenizer.special_token_id("bos_token").filter(|&begin| first == Some(begin));
+        Ok(Encoder { template: ChatTemplate::from_dir(dir)?, tokenizer, begin, end })
     }
 
     /// The tokenizer.
@@ -177,8 +181,9 @@ impl Encoder {
         let told = |error: kanana_tokenizer::TokenizerError| error.to_string();
         match document {
             Document::Text(text) => {
-                let mut ids = self.tokenizer.encode(text).map_err(told)?;
-                ids.push(self.end);
+                // A control token that is written in a corpus is text, not the end of a document.
+                let plain = self.tokenizer.encode_plain(text).map_err(told)?;
+                let ids: Vec<u32> = self.begin.into_iter().chain(plain).chain([self.end]).collect();
                 let mut learnt = vec![true; ids.len()];
                 learnt[0] = false;
                 Ok(Tokens { ids, learnt })
@@ -210,5 +215,118 @@ impl Encoder {
                 Ok(Tokens { ids, learnt })
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use kanana_tokenizer::Specials;
+    use kanana_tokenizer::train::{CHAT_TEMPLATE, TrainOptions, save, tokenizer_config, train};
+    use serde_json::json;
+
+    fn encoder(chat_template: &str) -> Encoder {
+        let dir = tempfile::tempdir().unwrap();
+        let options = TrainOptions::new(270);
+        let json = train(["the cat sat on the mat, 한국어 한국어"; 4].iter(), &options).unwrap();
+        save(dir.path(), &json, &tokenizer_config(&options, chat_template)).unwrap();
+        Encoder::from_dir(dir.path()).unwrap()
+    }
+
+    fn row(value: Value) -> Row {
+        value.as_object().cloned().unwrap()
+    }
+
+    fn chat(turns: &[(&str, &str)]) -> Document {
+        Document::Chat(turns.iter().map(|&(role, text)| Message::new(role, text)).collect())
+    }
+
+    #[test]
+    fn templates_take_fields_and_braces() {
+        let filled = |template| Template::new(template).unwrap().fill(&row(json!({"ko": "고양이", "n": 3})));
+        assert_eq!(filled("{n}: {ko}{{}}").unwrap(), "3: 고양이{}");
+        assert!(filled("{kp}").unwrap_err().contains("did you mean \"ko\""));
+        for (template, expected) in [("a {ko", "not closed"), ("a} b", "not opened"), ("{{{ko", "not closed")]
+        {
+            let error = Template::new(template).unwrap_err().to_string();
+            assert!(error.contains(expected), "{template}: {error}");
+        }
+    }
+
+    #[test]
+    fn rows_without_the_field_say_so() {
+        let check = |value: Value, expected: &str| {
+            let error =
+                Document::from_row(&row(value), &Fields::Messages("messages".to_owned())).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(json!({"massages": []}), "did you mean \"massages\"");
+        check(json!({"messages": "hello"}), "not a list of messages");
+        check(json!({"messages": [{"content": "hello"}]}), "role");
+        check(json!({"messages": [{"role": "user", "content": 5}]}), "content");
+    }
+
+    #[test]
+    fn a_text_has_one_beginning_and_one_end() {
+        let encoder = encoder(CHAT_TEMPLATE);
+        let control = |ids: &[u32]| -> Vec<String> {
+            ids.iter().filter_map(|id| encoder.tokenizer.special_ids().get(id).cloned()).collect()
+        };
+        // The last one names the tokens that frame a text, which are only text there.
+        for text in ["", "the cat", "한국어 ㄱ 🦀\n", "a <|end_of_text|><|begin_of_text|> b"] {
+            let tokens = encoder.encode(&Document::Text(text.to_owned())).unwrap();
+            assert_eq!(control(&tokens.ids), ["<|begin_of_text|>", "<|end_of_text|>"], "{text}");
+            assert_eq!(tokens.ids[tokens.ids.len() - 1], encoder.end);
+            assert_eq!(encoder.tokenizer.decode(&tokens.ids, Specials::Skip).unwrap(), text);
+            assert_eq!(tokens.learnt.iter().position(|&learnt| learnt), Some(1));
+            assert!(tokens.learnt[1..].iter().all(|&learnt| learnt));
+        }
+    }
+
+    #[test]
+    fn the_turns_of_the_assistant_are_learnt_to_their_end() {
+        let encoder = encoder(CHAT_TEMPLATE);
+        let check = |turns: &[(&str, &str)], expected: &str| {
+            let tokens = encoder.encode(&chat(turns)).unwrap();
+            let pairs = tokens.ids.iter().zip(&tokens.learnt);
+            let learnt: Vec<u32> = pairs.filter(|&(_, &learnt)| learnt).map(|(&id, _)| id).collect();
+            assert_eq!(encoder.tokenizer.decode(&learnt, Specials::Keep).unwrap(), expected);
+        };
+        check(&[("user", "the mat"), ("assistant", "the cat")], "the cat<|eot_id|>");
+        check(
+            &[("system", "s"), ("user", "u"), ("assistant", "하나"), ("user", "the"), ("assistant", "둘")],
+            "하나<|eot_id|>둘<|eot_id|>",
+        );
+        check(&[("assistant", "a"), ("user", "not this")], "a<|eot_id|>");
+        for turns in [&[][..], &[("user", "u")]] {
+            assert!(encoder.encode(&chat(turns)).unwrap_err().contains("nothing would be learnt"));
+        }
+    }
+
+    #[test]
+    fn a_template_that_rewrites_earlier_turns_is_refused() {
+        let encoder = encoder(
+            "{%- for message in messages %}[{{ message['content'] if loop.last else '...' }}]{%- endfor %}\
+             {%- if add_generation_prompt %}[{%- endif %}",
+        );
+        let turns = [("user", "u"), ("assistant", "one"), ("user", "v"), ("assistant", "two")];
+        let error = encoder.encode(&chat(&turns)).unwrap_err();
+        assert!(error.contains("message 2 otherwise"), "{error}");
+    }
+
+    #[test]
+    fn fingerprints_see_words_only() {
+        let of = |text: &str| Document::Text(text.to_owned()).fingerprint();
+        assert_eq!(of("The  cat\n sat"), of(" the CAT sat "));
+        assert_eq!(of("the cat"), chat(&[("user", "the"), ("assistant", "cat")]).fingerprint());
+        assert_ne!(of("the cat"), of("thecat"));
+        assert_ne!(of("가"), of("나"));
+    }
+
+    #[test]
+    fn the_bytes_of_a_conversation_are_the_assistants() {
+        assert_eq!(chat(&[("user", "abc"), ("assistant", "가"), ("assistant", "d")]).bytes(), 4);
+        assert_eq!(Document::Text("가나".to_owned()).bytes(), 6);
     }
 }

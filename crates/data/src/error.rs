@@ -17,10 +17,18 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A file whose form its name does not tell.
-    #[error("{path}: expected .jsonl, .json, .txt or .parquet, perhaps with .zst or .gz behind")]
+    #[error("{path}: expected .jsonl, .json or .txt, perhaps with .zst or .gz behind, or .parquet")]
     UnknownForm {
         /// The file.
         path: PathBuf,
+    },
+    /// A file that ends in `.parquet` and is none.
+    #[error("{path}: expected a whole Parquet file: {problem}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the reader says.
+        problem: String,
     },
     /// A row is not what it should be.
     #[error("{path}: row {row}: {problem}")]

@@ -71,7 +71,9 @@ impl Mixture {
         for source in &sources {
             let needed = tokens as f64 * source.weight / total;
             let (has, name) = (source.shards.info().tokens, source.shards.dir().display());
-            if needed > has as f64 * source.max_epochs {
+            // A limit that is no number allows nothing.
+            let allowed = needed <= has as f64 * source.max_epochs;
+            if !allowed || has == 0 {
                 return Err(failed(format!(
                     "{name} would be read {:.1} times for {needed:.0} of its {has} tokens, and max_epochs is {}: \
                      lower its weight or the stage's tokens, or raise max_epochs",
@@ -81,10 +83,8 @@ impl Mixture {
             }
         }
         let state = MixtureState { sources: vec![Position::default(); sources.len()] };
-        let mut mixture = Mixture { orders: vec![Vec::new(); sources.len()], sources, state, seed, whole };
-        for i in 0..mixture.sources.len() {
-            mixture.orders[i] = mixture.order(i);
-        }
+        let mut mixture = Mixture { orders: Vec::new(), sources, state, seed, whole };
+        mixture.orders = (0..mixture.sources.len()).map(|i| mixture.order(i, 0)).collect();
         Ok(mixture)
     }
 
@@ -97,16 +97,22 @@ impl Mixture {
     ///
     /// Errors: the state is of other sources.
     pub fn restore(&mut self, stage: &str, state: MixtureState) -> Result<()> {
-        let fits =
-            |(source, at): (&Source, &Position)| at.document <= source.shards.info().documents as usize;
-        if state.sources.len() != self.sources.len() || !self.sources.iter().zip(&state.sources).all(fits) {
+        let failed = || {
             let problem = "the state was saved with other sources".to_owned();
-            return Err(DataError::Mixture { stage: stage.to_owned(), problem });
+            Err(DataError::Mixture { stage: stage.to_owned(), problem })
+        };
+        if state.sources.len() != self.sources.len() {
+            return failed();
         }
-        self.state = state;
-        for i in 0..self.sources.len() {
-            self.orders[i] = self.order(i);
+        let orders: Vec<_> =
+            state.sources.iter().enumerate().map(|(i, at)| self.order(i, at.epoch)).collect();
+        for ((at, order), source) in state.sources.iter().zip(&orders).zip(&self.sources) {
+            let document = order.get(at.document).map(|&document| document as usize);
+            if !document.is_some_and(|document| at.offset < source.shards.document_len(document)) {
+                return failed();
+            }
         }
+        (self.state, self.orders) = (state, orders);
         Ok(())
     }
 
@@ -170,14 +176,14 @@ impl Mixture {
         (at.offset, at.document) = (0, at.document + 1);
         if at.document == documents {
             (at.document, at.epoch) = (0, at.epoch + 1);
-            self.orders[i] = self.order(i);
+            self.orders[i] = self.order(i, self.state.sources[i].epoch);
         }
     }
 
-    /// The documents of a source in the order of its epoch. (Fisher and Yates; numbers of SplitMix64.)
-    fn order(&self, i: usize) -> Vec<u32> {
+    /// The documents of a source in the order of an epoch. (Fisher and Yates; numbers of SplitMix64.)
+    fn order(&self, i: usize, epoch: u64) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.sources[i].shards.info().documents as u32).collect();
-        let mut state = self.seed ^ (i as u64) << 32 ^ self.state.sources[i].epoch;
+        let mut state = self.seed ^ (i as u64) << 32 ^ epoch;
         let mut next = || {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -242,6 +248,73 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_lost_whatever_the_sizes() {
+        let root = tempfile::tempdir().unwrap();
+        let (learnt, epochs) = (LENGTHS.iter().map(|n| n - 1).sum::<usize>(), 3);
+        for longest in [1, 2, 7, 29, 30, 31, 100] {
+            for tokens in [1, 3, 55, 64] {
+                let sources = vec![source(root.path(), "a", &LENGTHS, 1.0, 3.0)];
+                let mut mixture = Mixture::new("test", sources, 165, 9, false).unwrap();
+                let mut pieces = Vec::new();
+                // The last batch ends where the epoch does.
+                for left in (1..=epochs * 55).rev().step_by(tokens) {
+                    pieces.extend(mixture.next(tokens.min(left), longest).unwrap());
+                }
+                let mut times = std::collections::BTreeMap::new();
+                for piece in &pieces {
+                    assert!(piece.ids.len() <= longest);
+                    for (id, target) in piece.ids.iter().zip(&piece.targets) {
+                        if *target != IGNORED {
+                            assert_eq!(*target, id + 1, "the next of the same document");
+                            *times.entry(*target).or_insert(0) += 1;
+                        }
+                    }
+                }
+                let what = format!("sequences of {longest}, batches of {tokens}");
+                assert_eq!(times.len(), learnt, "{what}");
+                assert!(times.values().all(|&count| count == epochs), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_order_follows_from_the_seed_and_the_epoch() {
+        let root = tempfile::tempdir().unwrap();
+        let lengths = [3; 40];
+        let firsts = |seed| -> Vec<u32> {
+            let sources = vec![source(root.path(), "a", &lengths, 1.0, 2.0)];
+            let mut mixture = Mixture::new("test", sources, 240, seed, false).unwrap();
+            mixture.next(240, 3).unwrap().iter().map(|piece| piece.ids[0]).collect()
+        };
+        let order = firsts(1);
+        assert_eq!(order, firsts(1));
+        assert_ne!(order, firsts(2));
+        assert_ne!(order[..40], order[40..], "another epoch, another order");
+        for epoch in order.chunks(40) {
+            let mut sorted = epoch.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..40).map(|i| 100 * i).collect::<Vec<u32>>(), "each document once");
+        }
+    }
+
+    #[test]
+    fn positions_of_other_sources_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let mut mixture = mixture(root.path(), false);
+        let whole: serde_json::Value = serde_json::to_value(mixture.state()).unwrap();
+        let mut check = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut state = whole.clone();
+            change(&mut state["sources"]);
+            let error = mixture.restore("test", serde_json::from_value(state).unwrap()).unwrap_err();
+            assert!(error.to_string().contains("other sources"), "{error}");
+            assert_eq!(serde_json::to_value(mixture.state()).unwrap(), whole, "nothing changes");
+        };
+        check(&|sources| drop(sources.as_array_mut().unwrap().pop()));
+        check(&|sources| sources[0]["document"] = 5.into());
+        check(&|sources| sources[1]["offset"] = 40.into());
+    }
+
+    #[test]
     fn a_restored_mixture_goes_on_bit_by_bit() {
         for whole in [false, true] {
             let root = tempfile::tempdir().unwrap();
@@ -289,6 +362,11 @@ mod tests {
             text.contains("broad") && text.contains("3.6 times") && text.contains("max_epochs"),
             "{text}"
         );
-        assert!(error(0.0, 2.0, 10).contains("above zero"));
+        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(error(weight, 2.0, 10).contains("above zero"));
+        }
+        assert!(error(1.0, f64::NAN, 10).contains("max_epochs"));
+        let empty = vec![source(root.path(), "empty", &[], 1.0, 2.0)];
+        assert!(Mixture::new("broad", empty, 0, 1, false).is_err(), "nothing can be drawn from it");
     }
 }

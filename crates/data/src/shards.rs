@@ -106,14 +106,17 @@ impl ShardWriter {
             let problem = "it is there already: name another folder, or remove it".to_owned();
             return Err(DataError::Shards { path: dir.to_owned(), problem });
         }
-        let partial = dir.with_extension("partial");
+        let tokenizer = sha256(&tokenizer.join("tokenizer.json"))?;
+        let mut name = dir.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        let partial = dir.with_file_name(name);
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(io(&partial))?;
         }
         fs::create_dir_all(&partial).map_err(io(&partial))?;
         let info = ShardInfo {
             version: VERSION,
-            tokenizer: sha256(&tokenizer.join("tokenizer.json"))?,
+            tokenizer,
             vocab_size,
             documents: 0,
             tokens: 0,
@@ -133,7 +136,19 @@ impl ShardWriter {
     }
 
     /// Adds a document, its fingerprint and the bytes of its text.
+    ///
+    /// Errors: no token, an id outside of the vocabulary, not a mark for each id; the file system refuses.
     pub fn push(&mut self, tokens: &Tokens, fingerprint: u64, text_bytes: usize) -> Result<()> {
+        let number = self.info.documents + 1;
+        let failed = |problem| Err(DataError::Shards { path: self.dir.clone(), problem });
+        let (ids, marks) = (tokens.ids.len(), tokens.learnt.len());
+        if ids == 0 || ids != marks {
+            return failed(format!("document {number}: {ids} ids with {marks} marks, expected one for each"));
+        }
+        if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= self.info.vocab_size) {
+            let vocab_size = self.info.vocab_size;
+            return failed(format!("document {number}: id {id} of a vocabulary of {vocab_size}"));
+        }
         let start = self.info.tokens.to_le_bytes();
         self.documents
             .write(&[start, fingerprint.to_le_bytes(), (text_bytes as u64).to_le_bytes()].concat())?;
@@ -214,8 +229,8 @@ impl Shards {
             Ok(fs::metadata(&path).map_err(io(&path))?.len())
         };
         for (name, expected) in [
-            (TOKENS, info.tokens * width(info.vocab_size) as u64),
-            (DOCUMENTS, info.documents * ENTRY as u64),
+            (TOKENS, info.tokens.saturating_mul(width(info.vocab_size) as u64)),
+            (DOCUMENTS, info.documents.saturating_mul(ENTRY as u64)),
             (LEARNT, info.tokens.div_ceil(8)),
         ] {
             let got = size(name)?;
@@ -233,7 +248,7 @@ impl Shards {
         let entries = || documents.chunks_exact(ENTRY);
         let mut starts: Vec<u64> = entries().map(number).collect();
         starts.push(info.tokens);
-        if starts.windows(2).any(|pair| pair[0] >= pair[1]) {
+        if starts[0] != 0 || starts.windows(2).any(|pair| pair[0] >= pair[1]) {
             return Err(failed(DOCUMENTS, "documents are not in order: make it again".to_owned()));
         }
         Ok(Shards {
@@ -249,9 +264,9 @@ impl Shards {
 
     /// Reads every file and compares its checksum.
     pub fn verify(&self) -> Result<()> {
-        for (name, expected) in &self.info.files {
+        for name in [TOKENS, DOCUMENTS, LEARNT] {
             let path = self.dir.join(name);
-            if sha256(&path)? != *expected {
+            if self.info.files.get(name) != Some(&sha256(&path)?) {
                 let problem = "its checksum is not that of the index: make it again".to_owned();
                 return Err(DataError::Shards { path, problem });
             }
@@ -389,6 +404,74 @@ mod tests {
         check_broken(DOCUMENTS, |bytes| bytes[0] = 9, "not in order");
         check_broken(LEARNT, |bytes| bytes.push(0), "expected 4");
         check_broken(INDEX, |bytes| bytes.truncate(9), "not an index");
+    }
+
+    fn check_index(from: &str, to: &str, expected: &str) {
+        let (_root, dir) = written(50);
+        let text = fs::read_to_string(dir.join(INDEX)).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(dir.join(INDEX), text.replace(from, to)).unwrap();
+        let error = Shards::open(&dir).and_then(|shards| shards.verify()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn lying_indexes_are_found() {
+        let huge = u64::MAX.to_string();
+        check_index("\"version\": 1", "\"version\": 2", "version 2, expected 1");
+        check_index("\"tokens\": 27", "\"tokens\": 26", "expected 52");
+        check_index("\"tokens\": 27", &format!("\"tokens\": {huge}"), "tokens.bin: 54 bytes");
+        check_index("\"documents\": 4", "\"documents\": 3", "expected 72");
+        check_index("\"documents\": 4", &format!("\"documents\": {huge}"), "documents.bin: 96 bytes");
+        check_index("\"documents\": 4", "\"documents\": -4", "not an index");
+        // A file that the index does not name is not taken for whole.
+        check_index("\"learnt.bin\":", "\"learned.bin\":", "learnt.bin: its checksum");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        for name in [INDEX, TOKENS, DOCUMENTS, LEARNT] {
+            let (_root, dir) = written(50);
+            fs::remove_file(dir.join(name)).unwrap();
+            let error = Shards::open(&dir).err().expect("an error").to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_shard_cannot_hold_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("tokenizer.json"), "{}").unwrap();
+        let mut writer = ShardWriter::create(&root.path().join("shard"), root.path(), 50).unwrap();
+        let mut error = |ids: &[u32], marks: usize| {
+            let tokens = Tokens { ids: ids.to_vec(), learnt: vec![true; marks] };
+            writer.push(&tokens, 0, 0).unwrap_err().to_string()
+        };
+        assert!(error(&[1, 50], 2).contains("document 1: id 50 of a vocabulary of 50"));
+        assert!(error(&[], 0).contains("document 1: 0 ids"));
+        assert!(error(&[1, 2], 1).contains("document 1: 2 ids with 1 marks"));
+        assert_eq!(writer.info().tokens, 0, "nothing of them was written");
+    }
+
+    #[test]
+    fn what_was_left_half_written_is_written_anew_and_neighbours_stay() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("tokenizer.json"), "{}").unwrap();
+        let write = |name: &str| ShardWriter::create(&root.path().join(name), root.path(), 50).unwrap();
+        let (mut killed, mut other) = (write("law.v1"), write("law.v2"));
+        killed.push(&documents()[0], 7, 3).unwrap();
+        drop(killed);
+        assert!(Shards::open(&root.path().join("law.v1.partial")).is_err(), "half a shard is none");
+        other.push(&documents()[1], 8, 3).unwrap();
+        let mut again = write("law.v1");
+        again.push(&documents()[2], 9, 3).unwrap();
+        again.finish().unwrap();
+        other.finish().unwrap();
+        for (name, fingerprint) in [("law.v1", 9), ("law.v2", 8)] {
+            let shards = Shards::open(&root.path().join(name)).unwrap();
+            shards.verify().unwrap();
+            assert_eq!(shards.fingerprints(), [fingerprint]);
+        }
     }
 
     #[test]
