@@ -1,10 +1,10 @@
 //! The products of gradients on the CPU: operands are laid out for them without a transposed copy where they can be.
 
-use kanana_tensor::{DType, Tensor};
+use kanana_tensor::{DType, Tensor, bf16};
 
 use super::backward::{transposed_format, unpacked};
 use super::cpu::{F32Panels, Rectangle, Target};
-use super::pack::PANEL;
+use super::pack::{PANEL, panel_len};
 use super::shares::{Sizes, share_out};
 use super::{Format, Layout, Weight};
 use crate::Result;
@@ -56,6 +56,21 @@ pub(crate) fn transposed(machine: Machine<'_>, w: &Weight) -> Result<Weight> {
             });
             Ok(Weight { out_features: k, in_features: n, format, layout: Layout::Panels, data })
         }
+        (Format::BF16, Layout::Panels) if format == Format::F32 => {
+            let (n, k) = (w.out_features, w.in_features);
+            let source_len = panel_len(k, DType::BF16);
+            let from = check::slice::<bf16>("transposed", &w.data)?;
+            let mut data = machine.pool.tensor(&[k.div_ceil(PANEL) * n * PANEL], DType::F32);
+            let to = check::slice_mut::<f32>("transposed", &mut data)?;
+            machine.threads.chunks_mut(to, (n * PANEL).max(1), |panel, to| {
+                for (source, to) in from.chunks_exact(source_len.max(1)).zip(to.chunks_mut(PANEL * PANEL)) {
+                    // Two inputs lie side by side, so that sixteen of them start where they would one by one.
+                    let pairs = &source[panel * PANEL * PANEL..][..PANEL * PANEL];
+                    dispatch(machine.isa, TurnPairs { from: pairs, to });
+                }
+            });
+            Ok(Weight { out_features: k, in_features: n, format, layout: Layout::Panels, data })
+        }
         _ if format == Format::F32 => pack_transposed_f32(machine, &unpacked(w)?),
         _ => {
             let turned = transpose(machine, &unpacked(w)?)?;
@@ -78,6 +93,29 @@ impl Kernel for Turn<'_> {
         let from = self.from.as_chunks::<LANES>().0;
         for i in 0..from.len() {
             vectors[i] = L::load(&from[i]);
+        }
+        let turned = L::transpose(vectors);
+        let to = self.to.as_chunks_mut::<LANES>().0;
+        for i in 0..to.len() {
+            turned[i].store(&mut to[i]);
+        }
+    }
+}
+
+/// Sixteen inputs of sixteen outputs, in pairs of bf16, to as many vectors of f32.
+struct TurnPairs<'a> {
+    from: &'a [bf16],
+    to: &'a mut [f32],
+}
+
+impl Kernel for TurnPairs<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let mut vectors = [L::splat(0.0); LANES];
+        let pairs = self.from.as_chunks::<{ 2 * LANES }>().0;
+        for i in 0..pairs.len() {
+            (vectors[2 * i], vectors[2 * i + 1]) = L::load_bf16_pairs(&pairs[i]);
         }
         let turned = L::transpose(vectors);
         let to = self.to.as_chunks_mut::<LANES>().0;
