@@ -197,6 +197,7 @@ fn of_data(error: &DataError) -> Option<String> {
         DataError::Row { .. } => {
             "correct the row; --field, --messages or --prompt say what is taken from it".into()
         }
+        DataError::Parquet { .. } => "make the file again, or give it as .jsonl".into(),
         DataError::Template { .. } => "a field stands in braces: {question}; {{ and }} are braces".into(),
         DataError::Shards { .. } => "`kanana data shard --help` says how shards are made".into(),
         DataError::Mixture { .. } => {

@@ -108,7 +108,7 @@ impl Mixture {
             state.sources.iter().enumerate().map(|(i, at)| self.order(i, at.epoch)).collect();
         for ((at, order), source) in state.sources.iter().zip(&orders).zip(&self.sources) {
             let document = order.get(at.document).map(|&document| document as usize);
-            if !document.is_some_and(|document| at.offset < source.shards.document_len(document)) {
+            if document.is_none_or(|document| at.offset >= source.shards.document_len(document)) {
                 return failed();
             }
         }

@@ -160,7 +160,7 @@ impl ShardWriter {
             self.bits |= u8::from(learnt) << (self.info.tokens % 8);
             self.info.tokens += 1;
             self.info.learnt += u64::from(learnt);
-            if self.info.tokens % 8 == 0 {
+            if self.info.tokens.is_multiple_of(8) {
                 self.learnt.write(&[self.bits])?;
                 self.bits = 0;
             }
@@ -177,7 +177,7 @@ impl ShardWriter {
 
     /// Puts the shard in its place.
     pub fn finish(mut self) -> Result<ShardInfo> {
-        if self.info.tokens % 8 != 0 {
+        if !self.info.tokens.is_multiple_of(8) {
             self.learnt.write(&[self.bits])?;
         }
         for (name, file) in [(TOKENS, self.tokens), (DOCUMENTS, self.documents), (LEARNT, self.learnt)] {

@@ -9,8 +9,8 @@ use crate::load::Loader;
 use crate::{Config, Family, Result};
 
 pub(crate) enum FeedForward {
-    Dense(Dense),
-    Mixture(MixtureOfExperts),
+    Dense(Box<Dense>),
+    Mixture(Box<MixtureOfExperts>),
 }
 
 impl FeedForward {
@@ -18,9 +18,9 @@ impl FeedForward {
     pub(crate) fn load(loader: &Loader<'_>, prefix: &str, config: &Config, layer: usize) -> Result<Self> {
         match &config.mixture {
             Some(mixture) if config.is_sparse(layer) => {
-                Ok(FeedForward::Mixture(MixtureOfExperts::load(loader, prefix, config, mixture)?))
+                Ok(FeedForward::Mixture(Box::new(MixtureOfExperts::load(loader, prefix, config, mixture)?)))
             }
-            _ => Ok(FeedForward::Dense(Dense::load(loader, &format!("{prefix}.mlp"), config)?)),
+            _ => Ok(FeedForward::Dense(Box::new(Dense::load(loader, &format!("{prefix}.mlp"), config)?))),
         }
     }
 

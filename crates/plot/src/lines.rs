@@ -221,6 +221,7 @@ mod tests {
                     label: "loss, nats".to_owned(),
                     series: vec![series("하나", false), series("둘", false)],
                     log: true,
+                    smooth: 0.9,
                 },
                 Panel {
                     label: "bits per byte".to_owned(),

@@ -48,7 +48,6 @@ pub(crate) fn attention_backward(
         let (sequence, kv_head) = (i / args.kv_heads, i % args.kv_heads);
         dispatch(machine.isa, Task { shared: &shared, sequence, kv_head });
     });
-    drop(shared);
     Ok([dq, dk, dv])
 }
 

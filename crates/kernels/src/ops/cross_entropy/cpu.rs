@@ -35,7 +35,6 @@ pub(crate) fn cross_entropy(
         let to = unsafe { shared.range(t, 1) };
         to[0] = loss;
     });
-    drop(shared);
     Ok((losses, logits))
 }
 

@@ -154,19 +154,19 @@ impl Kernel for Columns<'_> {
         for start in (0..self.rows).step_by(LANES) {
             let count = LANES.min(self.rows - start);
             let mut vectors = [L::splat(0.0); LANES];
-            for i in 0..count {
+            for (i, vector) in vectors.iter_mut().enumerate().take(count) {
                 let row = &self.from[(start + i) * self.columns + self.first..][..width];
-                vectors[i] = match row.first_chunk::<LANES>() {
+                *vector = match row.first_chunk::<LANES>() {
                     Some(row) => L::load(row),
                     None => L::load_partial(row, 0.0),
                 };
             }
             let turned = L::transpose(vectors);
-            for i in 0..width {
+            for (i, vector) in turned.into_iter().enumerate().take(width) {
                 let to = &mut self.to[i * self.rows + start..][..count];
                 match to.first_chunk_mut::<LANES>() {
-                    Some(to) => turned[i].store(to),
-                    None => turned[i].store_partial(to),
+                    Some(to) => vector.store(to),
+                    None => vector.store_partial(to),
                 }
             }
         }
@@ -214,7 +214,6 @@ pub(crate) fn backward_weight_f32(
             dispatch(machine.isa, product);
         }
     });
-    drop(y);
     Ok(base)
 }
 
