@@ -10,6 +10,9 @@ pub use tokenizer::TokenizerArgs;
 
 /// Prepare corpora for training.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  kanana data shard --tokenizer tokenizer --input ko.jsonl.zst --out shards/ko")]
 pub struct DataArgs {
     #[command(subcommand)]
     command: DataCommand,

@@ -16,6 +16,9 @@ use crate::output::{self, Align, Table};
 
 /// Make tokenizers.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  kanana tokenizer train --input ko.jsonl.zst en.jsonl.zst --vocab-size 8192 --out tokenizer")]
 pub struct TokenizerArgs {
     #[command(subcommand)]
     command: TokenizerCommand,
