@@ -284,7 +284,6 @@ fn a_bad_line_in_a_file_of_prompts() {
 fn flags_that_contradict_each_other_are_usage_errors() {
     let check = |args: &[&str]| assert_eq!(finish(kanana().args(args), b"").code, Some(2), "{args:?}");
     check(&[]);
-    check(&["generate"]);
     check(&["generate", "--model", "m", "--prompt", "a", "--prompt-ids", "1"]);
     check(&["generate", "--model", "m", "--top-p", "1.5"]);
     check(&["generate", "--model", "m", "--temperature", "-1"]);
