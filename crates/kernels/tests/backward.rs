@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
+use common::{Inputs, fresh_seed, u32s};
 use kanana_kernels::runtime::Isa;
 use kanana_kernels::{
     AttentionCall, Cpu, CpuOptions, CrossEntropy, Format, Gate, Kernels, KeyValues, Reference, Result,
@@ -11,34 +14,6 @@ use kanana_kernels::{
 use kanana_tensor::{DType, Tensor};
 
 type Run = Box<dyn Fn(&dyn Kernels) -> Result<Vec<Tensor>>>;
-
-/// A sequence of test inputs (SplitMix64).
-struct Inputs(u64);
-
-impl Inputs {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in -2..2.
-    fn tensor(&mut self, shape: &[usize]) -> Tensor {
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|_| (self.next() >> 40) as f32 / (1 << 22) as f32 - 2.0)
-            .collect();
-        Tensor::from_slice(shape, &values).unwrap()
-    }
-
-    fn ids(&mut self, count: usize, limit: usize) -> Vec<u32> {
-        (0..count).map(|_| (self.next() % limit as u64) as u32).collect()
-    }
-}
-
-fn u32s(values: &[u32]) -> Tensor {
-    Tensor::from_slice(&[values.len()], values).unwrap()
-}
 
 /// Name, tolerance as a share of the largest element, the call.
 fn cases(seed: u64) -> Vec<(String, f32, Run)> {
@@ -102,7 +77,7 @@ fn cases(seed: u64) -> Vec<(String, f32, Run)> {
     for (t, v) in [(1, 1), (3, 17), (5, 300)] {
         for (label_smoothing, z_loss) in [(0.0, 0.0), (0.1, 1e-2)] {
             let logits = inputs.tensor(&[t, v]);
-            let mut targets = inputs.ids(t, v);
+            let mut targets = inputs.ids(t, v).as_slice::<u32>().unwrap().to_vec();
             targets[t / 2] = if t > 1 { CrossEntropy::IGNORED } else { 0 };
             let options = CrossEntropy { scale: 0.25, label_smoothing, z_loss };
             cases.push((
@@ -168,11 +143,6 @@ fn cases(seed: u64) -> Vec<(String, f32, Run)> {
         }
     }
     cases
-}
-
-fn fresh_seed() -> u64 {
-    let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    elapsed.as_nanos() as u64
 }
 
 #[test]

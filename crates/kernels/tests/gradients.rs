@@ -6,43 +6,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
+use common::{Inputs, fresh_seed, u32s};
 use kanana_kernels::{
     AttentionCall, CrossEntropy, Format, Gate, Kernels, KeyValues, Reference, RopeTable, RouterLosses,
     RouterOptions, Spans,
 };
 use kanana_tensor::{DType, Tensor};
 
-/// A sequence of test inputs (SplitMix64).
-struct Inputs(u64);
-
-impl Inputs {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in -2..2.
-    fn tensor(&mut self, shape: &[usize]) -> Tensor {
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|_| (self.next() >> 40) as f32 / (1 << 22) as f32 - 2.0)
-            .collect();
-        Tensor::from_slice(shape, &values).unwrap()
-    }
-}
-
 /// Runs a check on a fixed seed and on a fresh one, which is printed with a failure.
 fn on_seeds(run: impl Fn(&mut Inputs)) {
-    let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    for seed in [1, elapsed.as_nanos() as u64] {
+    for seed in [1, fresh_seed()] {
         println!("seed {seed}");
         run(&mut Inputs(seed));
     }
-}
-
-fn u32s(values: &[u32]) -> Tensor {
-    Tensor::from_slice(&[values.len()], values).unwrap()
 }
 
 fn ones(count: usize) -> Tensor {

@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, too, fail by panicking
 
+mod common;
+
+use common::Inputs;
 use kanana_kernels::runtime::Isa;
 use kanana_kernels::{
     Cpu, CpuOptions, Expert, Format, Gate, Kernels, KeyValues, KvFormat, Reference, Result, RopeTable,
@@ -19,35 +22,6 @@ struct Case {
     /// Largest difference allowed, as a share of the largest element of the reference's tensor.
     tolerance: f32,
     run: Run,
-}
-
-/// A sequence of test inputs (SplitMix64).
-struct Inputs(u64);
-
-impl Inputs {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> u32 {
-        (self.next() % limit as u64) as u32
-    }
-
-    /// Uniform in -2..2.
-    fn tensor(&mut self, shape: &[usize]) -> Tensor {
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|_| (self.next() >> 40) as f32 / (1 << 22) as f32 - 2.0)
-            .collect();
-        Tensor::from_slice(shape, &values).unwrap()
-    }
-
-    fn ids(&mut self, count: usize, limit: usize) -> Tensor {
-        let ids: Vec<u32> = (0..count).map(|_| self.below(limit)).collect();
-        Tensor::from_slice(&[count], &ids).unwrap()
-    }
 }
 
 /// For attention. In f32, sums in other orders. Below, weights are rounded to bf16 relative to the largest score so far,
