@@ -58,6 +58,13 @@ pub struct ModelRecipe {
     pub precision: Precision,
 }
 
+impl ModelRecipe {
+    /// Where the tokenizer's files are.
+    pub fn tokenizer_folder(&self) -> Option<&Path> {
+        self.tokenizer.as_deref().or(self.checkpoint.as_deref())
+    }
+}
+
 /// What a model is computed with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -4,7 +4,7 @@
 //! the optimiser's state and `state.json`. It is written under another name, synced and renamed: whatever kills the program
 //! leaves the checkpoints before it, and never half of one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub(crate) struct State {
     /// Where its mixture stands.
     pub(crate) mixture: Option<MixtureState>,
     /// The last losses, which a spike is compared with.
-    pub(crate) losses: Vec<f64>,
+    pub(crate) losses: VecDeque<f64>,
     /// The recipe, to tell whether it is the same when the run goes on.
     #[serde(default)]
     pub(crate) recipe: serde_json::Value,
@@ -174,7 +174,7 @@ fn export(recipe: &Recipe, config: &Config, parameters: &Parameters, dir: &Path)
     }
     write_file(&dir.join("config.json"), format!("{json:#}\n").as_bytes())?;
     write_tensors(dir, &parameters.learnt, dtype)?;
-    let tokenizer = recipe.model.tokenizer.as_ref().or(recipe.model.checkpoint.as_ref());
+    let tokenizer = recipe.model.tokenizer_folder();
     for name in TOKENIZER_FILES {
         let Some(from) = tokenizer.map(|dir| dir.join(name)).filter(|path| path.exists()) else { continue };
         let bytes = fs::read(&from).map_err(io(&from))?;

@@ -3,7 +3,7 @@
 //! It prints nothing: every step gives a [`StepReport`]. What follows from a recipe is the same bits on every run, on any
 //! number of threads, and after any interruption. Tests: `crates/train/tests/trainer.rs`.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,7 +32,6 @@ pub struct Trainer<'a> {
     built: Option<Built>,
     mixture: Mixture,
     state: State,
-    losses: VecDeque<f64>,
     evaluations: Vec<(EvaluationRecipe, Shards)>,
 }
 
@@ -92,8 +91,13 @@ impl<'a> Trainer<'a> {
         };
         let options = LoadOptions { format, max_positions: recipe.step.sequence_length };
         let evaluations = open_evaluations(&recipe)?;
-        for stage in &recipe.stages {
-            check_stage(&recipe, stage, &config, &evaluations)?;
+        let held_out: HashSet<u64> =
+            evaluations.iter().flat_map(|(_, shards)| shards.fingerprints().iter().copied()).collect();
+        for (_, shards) in &evaluations {
+            check_shards(&recipe, &config, shards)?;
+        }
+        for stage in 0..recipe.stages.len() {
+            check_stage(&recipe, &config, stage, &held_out)?;
         }
         let source = folder.map(Checkpoint::open).transpose()?;
         let mut parameters = match (&source, &recipe.lora) {
@@ -119,7 +123,6 @@ impl<'a> Trainer<'a> {
         if let Some(at) = state.mixture.clone() {
             mixture.restore(&recipe.stages[state.stage].name, at)?;
         }
-        let losses = state.losses.iter().copied().collect();
         Ok(Trainer {
             kernels,
             config,
@@ -129,7 +132,6 @@ impl<'a> Trainer<'a> {
             built: None,
             mixture,
             state,
-            losses,
             evaluations,
             recipe,
         })
@@ -177,12 +179,11 @@ impl<'a> Trainer<'a> {
     ///
     /// Errors: no token is a target; too many steps were left out; the data cannot be read.
     pub fn step(&mut self) -> Result<StepReport> {
-        let (stage, ends) = self.stage_of(self.state.step);
+        let stage = self.stage_of(self.state.step);
         if stage != self.state.stage {
             self.mixture = mixture(&self.recipe, stage)?;
             self.state.stage = stage;
         }
-        debug_assert!(self.state.step < ends);
         let recipe = self.recipe.step.clone();
         // The sequences of the step do not depend on how many of them are computed at once.
         let pieces = self.mixture.next(recipe.batch_tokens, recipe.sequence_length)?;
@@ -210,9 +211,9 @@ impl<'a> Trainer<'a> {
         self.state.tokens += batch_tokens;
         self.state.mixture = Some(self.mixture.state().clone());
         if outcome.is_some_and(|outcome| outcome.updated) {
-            self.losses.push_back(loss);
-            if self.losses.len() > WINDOW {
-                self.losses.pop_front();
+            self.state.losses.push_back(loss);
+            if self.state.losses.len() > WINDOW {
+                self.state.losses.pop_front();
             }
         } else {
             self.state.skipped += 1;
@@ -223,7 +224,6 @@ impl<'a> Trainer<'a> {
                 });
             }
         }
-        self.state.losses = self.losses.iter().copied().collect();
         Ok(StepReport {
             step: self.state.step,
             stage: self.recipe.stages[stage].name.clone(),
@@ -285,24 +285,22 @@ impl<'a> Trainer<'a> {
 
     /// Whether a loss stands out from those before it.
     fn is_spike(&self, loss: f64, deviations: f64) -> bool {
-        if deviations <= 0.0 || self.losses.len() < WINDOW {
+        if deviations <= 0.0 || self.state.losses.len() < WINDOW {
             return false;
         }
-        let mean = self.losses.iter().sum::<f64>() / WINDOW as f64;
-        let variance = self.losses.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / WINDOW as f64;
+        let mean = self.state.losses.iter().sum::<f64>() / WINDOW as f64;
+        let variance = self.state.losses.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / WINDOW as f64;
         loss > mean + deviations * variance.sqrt()
     }
 
-    /// The stage of a step, and the step at which it ends.
-    fn stage_of(&self, step: u64) -> (usize, u64) {
+    /// The stage of a step; the last one for a step behind all.
+    fn stage_of(&self, step: u64) -> usize {
         let mut end = 0;
-        for (i, stage) in self.recipe.stages.iter().enumerate() {
+        let ends = self.recipe.stages.iter().map(|stage| {
             end += stage.steps;
-            if step < end {
-                return (i, end);
-            }
-        }
-        (self.recipe.stages.len() - 1, end)
+            end
+        });
+        ends.take_while(|&end| end <= step).count().min(self.recipe.stages.len() - 1)
     }
 
     /// Measures on every evaluation text.
@@ -418,36 +416,31 @@ fn mixture(recipe: &Recipe, stage: usize) -> Result<Mixture> {
     Ok(Mixture::new(name, sources.collect::<Result<_>>()?, tokens, seed, *chat)?)
 }
 
-/// Everything about a stage that can be known before the first step.
-fn check_stage(
-    recipe: &Recipe,
-    stage: &StageRecipe,
-    config: &Config,
-    evaluations: &[(EvaluationRecipe, Shards)],
-) -> Result<()> {
-    let held_out: HashSet<u64> =
-        evaluations.iter().flat_map(|(_, shards)| shards.fingerprints().iter().copied()).collect();
-    let index = recipe.stages.iter().position(|other| other == stage).unwrap_or(0);
-    let mixture = mixture(recipe, index)?;
-    let tokenizer = recipe.model.tokenizer.as_ref().or(recipe.model.checkpoint.as_ref());
-    for shards in
-        mixture.sources().iter().map(|source| &source.shards).chain(evaluations.iter().map(|e| &e.1))
-    {
-        if let Some(tokenizer) = tokenizer {
-            shards.check_tokenizer(tokenizer)?;
-        }
-        if shards.info().vocab_size > config.vocab_size {
-            return Err(TrainError::Vocabulary {
-                shards: shards.dir().to_owned(),
-                has: shards.info().vocab_size,
-                model: config.vocab_size,
-            });
-        }
+/// Shards fit the tokenizer and the model.
+fn check_shards(recipe: &Recipe, config: &Config, shards: &Shards) -> Result<()> {
+    if let Some(tokenizer) = recipe.model.tokenizer_folder() {
+        shards.check_tokenizer(tokenizer)?;
+    }
+    match shards.info().vocab_size <= config.vocab_size {
+        true => Ok(()),
+        false => Err(TrainError::Vocabulary {
+            shards: shards.dir().to_owned(),
+            has: shards.info().vocab_size,
+            model: config.vocab_size,
+        }),
+    }
+}
+
+/// Everything about a stage that can be known before the first step. `held_out`: what the evaluation texts are.
+fn check_stage(recipe: &Recipe, config: &Config, stage: usize, held_out: &HashSet<u64>) -> Result<()> {
+    let mixture = mixture(recipe, stage)?;
+    for source in mixture.sources() {
+        check_shards(recipe, config, &source.shards)?;
     }
     for source in mixture.sources() {
         let overlap = source.shards.fingerprints().iter().filter(|print| held_out.contains(print)).count();
         if overlap > 0 {
-            let (shards, stage) = (source.shards.dir().to_owned(), stage.name.clone());
+            let (shards, stage) = (source.shards.dir().to_owned(), recipe.stages[stage].name.clone());
             return Err(TrainError::Overlap { shards, stage, documents: overlap });
         }
     }

@@ -295,7 +295,7 @@ struct Sampler {
 
 impl Sampler {
     fn open(recipe: &Recipe) -> Result<Option<Self>> {
-        let folder = recipe.model.tokenizer.as_ref().or(recipe.model.checkpoint.as_ref());
+        let folder = recipe.model.tokenizer_folder();
         let Some(folder) = folder.filter(|_| !recipe.report.prompts.is_empty()) else { return Ok(None) };
         let tokenizer = Tokenizer::from_dir(folder)?;
         let template = ChatTemplate::from_dir(folder)?;
