@@ -83,8 +83,8 @@ impl Kernels for Reference {
     ) -> Result<Tensor> {
         rows::scatter_add_rows(base, x, indices, weights)
     }
-    fn route(&self, logits: &Tensor, options: RouterOptions) -> Result<Routing> {
-        route::route(logits, options)
+    fn route(&self, logits: &Tensor, bias: Option<&Tensor>, options: RouterOptions) -> Result<Routing> {
+        route::route(logits, bias, options)
     }
     fn log_sum_exp(&self, logits: &Tensor) -> Result<Tensor> {
         log_sum_exp::reference::log_sum_exp(logits)

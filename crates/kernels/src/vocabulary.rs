@@ -133,9 +133,13 @@ pub trait Kernels: Send + Sync {
 
     /// Chooses the experts of every token from the router's logits.
     ///
-    /// Shapes: `logits [T, X]` → `experts [T, A] u32` by falling score (ties: the lower number first) and their `weights [T, A]`.
-    /// Source: Shazeer et al. 2017, arXiv 1701.06538; order and renormalisation as in transformers' Mixtral and Qwen3-MoE.
-    fn route(&self, logits: &Tensor, options: RouterOptions) -> Result<Routing>;
+    /// A `bias` is added to the scores that the choice is made by, never to the weights.
+    ///
+    /// Shapes: `logits [T, X]`, `bias [X] f32` → `experts [T, A] u32` by falling score, with its bias (ties: the lower number
+    /// first), and their `weights [T, A]`.
+    /// Source: Shazeer et al. 2017, arXiv 1701.06538; order and renormalisation as in transformers' Mixtral and Qwen3-MoE;
+    /// the bias, Wang et al. 2024, arXiv 2408.15664, section 3.
+    fn route(&self, logits: &Tensor, bias: Option<&Tensor>, options: RouterOptions) -> Result<Routing>;
 
     /// `log Σ exp(x)` of every row: a token's log-probability is its logit less this.
     ///
@@ -203,7 +207,8 @@ pub trait Kernels: Send + Sync {
     /// The dot product of every pair of rows. Shapes: `x`, `y [R, D]` → `[R]`.
     fn dot_rows(&self, x: &Tensor, y: &Tensor) -> Result<Tensor>;
 
-    /// The gradient of the router's logits: of the chosen weights, and of the losses that keep experts in use.
+    /// The gradient of the router's logits: of the chosen weights, and of the losses that keep experts in use. The choice
+    /// has none, and so a bias has none.
     ///
     /// Shapes: `logits [T, X]`, `routing` as [`Kernels::route`] gave it, `dweights [T, A]` → `[T, X]`.
     /// Source: [`RouterLosses`].

@@ -99,7 +99,7 @@ fn cases(seed: u64) -> Vec<(String, f32, Run)> {
                 format!("route_backward {gate:?} {renormalise}"),
                 1e-5,
                 Box::new(move |kernels| {
-                    let routing = kernels.route(&logits, options)?;
+                    let routing = kernels.route(&logits, None, options)?;
                     let losses = RouterLosses { load_balance: 0.3, z_loss: 0.2 };
                     Ok(vec![kernels.route_backward(&logits, &routing, options, &dweights, losses)?])
                 }),

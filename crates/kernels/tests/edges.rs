@@ -75,7 +75,7 @@ fn a_batch_of_no_tokens_is_a_batch() {
         assert_eq!(k.gather_rows(&x, &none).unwrap().shape(), [0, 4]);
         assert_eq!(k.log_sum_exp(&x).unwrap().shape(), [0]);
         let router = RouterOptions { gate: Gate::Softmax, top_k: 2, renormalise: true, scale: 1.0 };
-        let routing = k.route(&x, router).unwrap();
+        let routing = k.route(&x, None, router).unwrap();
         let expert = Expert { gate: w.clone(), up: w, down: back };
         assert_eq!(k.experts(&x, &routing, &vec![expert; 4]).unwrap().shape(), [0, 4]);
         for (starts, contexts) in [(&[0][..], &[][..]), (&[0, 0, 0], &[0, 0])] {

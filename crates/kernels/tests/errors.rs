@@ -39,7 +39,9 @@ fn shapes_are_checked() {
     let table = RopeTable { cos: f32s(&[10, 4]), sin: f32s(&[10, 4]) };
     check("rope: x has shape [1, 1, 6]", |k| k.rope(&f32s(&[1, 1, 6]), &table, &u32s(&[0])));
     let router = RouterOptions { gate: Gate::Softmax, top_k: 5, renormalise: true, scale: 1.0 };
-    check("route: logits", |k| k.route(&f32s(&[1, 4]), router));
+    check("route: logits", |k| k.route(&f32s(&[1, 4]), None, router));
+    let router = RouterOptions { top_k: 2, ..router };
+    check("route: bias", |k| k.route(&f32s(&[1, 4]), Some(&f32s(&[3])), router));
 }
 
 #[test]

@@ -357,8 +357,10 @@ fn route() {
                 for (load_balance, z_loss) in [(0.0, 0.0), (0.5, 0.0), (0.0, 0.25), (0.5, 0.25)] {
                     let logits = inputs.tensor(&[tokens, experts]);
                     let dweights = inputs.tensor(&[tokens, top_k]);
+                    // Of the choice, which the gradient takes as it is.
+                    let bias = inputs.tensor(&[experts]);
                     let options = RouterOptions { gate, top_k, renormalise, scale: 1.5 };
-                    let routing = Reference.route(&logits, options).unwrap();
+                    let routing = Reference.route(&logits, Some(&bias), options).unwrap();
                     let losses = RouterLosses { load_balance, z_loss };
                     let dlogits =
                         Reference.route_backward(&logits, &routing, options, &dweights, losses).unwrap();

@@ -182,13 +182,17 @@ impl List {
         }
         for (gate, renormalise) in [(Gate::Softmax, true), (Gate::Softmax, false), (Gate::Sigmoid, true)] {
             for (t, x, top_k) in [(1, 1, 1), (7, 5, 2), (11, 64, 8), (3, 4, 4)] {
-                let logits = self.inputs.tensor(&[t, x]);
+                let (logits, bias) = (self.inputs.tensor(&[t, x]), self.inputs.tensor(&[x]));
                 let options = RouterOptions { gate, top_k, renormalise, scale: 1.5 };
                 self.add(format!("route {gate:?} {renormalise} {t}x{x} top {top_k}"), 1e-6, move |kernels| {
-                    let routing = kernels.route(&logits, options)?;
-                    let ids: Vec<f32> =
-                        routing.experts.as_slice::<u32>().unwrap().iter().map(|&e| e as f32).collect();
-                    Ok(vec![Tensor::from_slice(&[t, top_k], &ids).unwrap(), routing.weights])
+                    let mut results = Vec::new();
+                    for bias in [None, Some(&bias)] {
+                        let routing = kernels.route(&logits, bias, options)?;
+                        let ids: Vec<f32> =
+                            routing.experts.as_slice::<u32>().unwrap().iter().map(|&e| e as f32).collect();
+                        results.extend([Tensor::from_slice(&[t, top_k], &ids).unwrap(), routing.weights]);
+                    }
+                    Ok(results)
                 });
             }
         }
@@ -203,7 +207,7 @@ impl List {
             let tolerance = tolerance_after_rounding(format);
             self.add(format!("experts {format}"), tolerance, move |kernels| {
                 let options = RouterOptions { gate: Gate::Softmax, top_k: 2, renormalise: true, scale: 1.0 };
-                let routing = kernels.route(&logits, options)?;
+                let routing = kernels.route(&logits, None, options)?;
                 let pack = |w: &Tensor| kernels.pack(w, format);
                 let experts: Vec<Expert> = weights
                     .iter()

@@ -6,7 +6,8 @@ use kanana_tensor::Tensor;
 use crate::config::Mixture;
 use crate::linear::Linear;
 use crate::load::Loader;
-use crate::{Config, Family, Result};
+use crate::names::{mixture_names, router_bias};
+use crate::{Config, Result};
 
 pub(crate) enum FeedForward {
     Dense(Box<Dense>),
@@ -59,6 +60,7 @@ impl Dense {
 
 pub(crate) struct MixtureOfExperts {
     gate: Weight,         // [X, D]
+    bias: Option<Tensor>, // [X], of the choice alone
     experts: Vec<Expert>, // X
     shared: Option<Shared>,
     router: RouterOptions,
@@ -73,10 +75,7 @@ struct Shared {
 impl MixtureOfExperts {
     fn load(loader: &Loader<'_>, prefix: &str, config: &Config, mixture: &Mixture) -> Result<Self> {
         let (d, f) = (config.hidden_size, mixture.moe_intermediate_size);
-        let (block, names) = match config.family {
-            Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
-            _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
-        };
+        let (block, names) = mixture_names(config.family);
         let block = format!("{prefix}.{block}");
         let expert = |name: String, f: usize| -> Result<Expert> {
             let matrix = |i: usize, shape| loader.matrix(&format!("{name}.{}.weight", names[i]), shape);
@@ -94,6 +93,7 @@ impl MixtureOfExperts {
         };
         Ok(MixtureOfExperts {
             gate: loader.matrix(&format!("{block}.gate.weight"), [mixture.num_experts, d])?,
+            bias: loader.optional_vector(&router_bias(&block), mixture.num_experts)?,
             experts: (0..mixture.num_experts)
                 .map(|x| expert(format!("{block}.experts.{x}"), f))
                 .collect::<Result<_>>()?,
@@ -108,7 +108,7 @@ impl MixtureOfExperts {
     }
 
     fn forward(&self, kernels: &dyn Kernels, x: &Tensor) -> Result<Tensor> {
-        let routing = kernels.route(&kernels.linear(x, &self.gate)?, self.router)?;
+        let routing = kernels.route(&kernels.linear(x, &self.gate)?, self.bias.as_ref(), self.router)?;
         let routed = kernels.experts(x, &routing, &self.experts)?;
         let Some(Shared { expert, gate }) = &self.shared else { return Ok(routed) };
         let mut shared = kernels.swiglu(x, &expert.gate, &expert.up, &expert.down)?;

@@ -29,7 +29,7 @@ pub use error::{ModelError, Result};
 pub use kv_cache::KvCache;
 pub use linear::LowRank;
 pub use load::{LoadOptions, Parameter, Source};
-pub use names::{TensorReport, compare_tensors, expected_tensors, weight_format};
+pub use names::{TensorReport, compare_tensors, expected_tensors, optional_tensors, weight_format};
 pub use presets::{Evidence, Preset, preset, presets};
 pub use random::{Random, random_tensor};
 pub use rope::{inverse_frequencies, rope_table};

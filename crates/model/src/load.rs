@@ -42,6 +42,10 @@ impl Parameter {
 pub trait Source {
     /// The tensor of that name, which must have that shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
+    /// The tensor of that name, which a model may do without; none where it is not there.
+    fn optional(&self, _name: &str, _shape: &[usize]) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
     /// The parameter of that name where it is at hand as the machine takes it, in that shape; it is then used as it is.
     fn parameter(&self, _name: &str) -> Option<Parameter> {
         None
@@ -72,6 +76,10 @@ impl Source for Checkpoint {
             DType::F32 | DType::F16 | DType::BF16 => Ok(tensor),
             got => Err(ModelError::WeightDType { tensor: name.to_owned(), got }),
         }
+    }
+
+    fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Tensor>> {
+        self.get(name).map(|_| Source::tensor(self, name, shape)).transpose()
     }
 
     fn packed(&self, name: &str) -> Result<Option<Packed>> {
@@ -138,9 +146,22 @@ impl<'a> Loader<'a> {
         if let Some(Parameter::Vector(vector)) = self.source.parameter(name) {
             return Ok(vector);
         }
-        let values = self.source.tensor(name, &[len])?.to_f32_vec()?;
-        let vector = self.kernels.upload(&Tensor::from_slice(&[len], &values)?)?;
-        self.done(name, &Parameter::Vector(vector.clone()), len);
+        self.laid_out(name, &self.source.tensor(name, &[len])?)
+    }
+
+    /// [`Loader::vector`] of one that a model may do without.
+    pub(crate) fn optional_vector(&self, name: &str, len: usize) -> Result<Option<Tensor>> {
+        if let Some(Parameter::Vector(vector)) = self.source.parameter(name) {
+            return Ok(Some(vector));
+        }
+        let tensor = self.source.optional(name, &[len])?;
+        tensor.map(|tensor| self.laid_out(name, &tensor)).transpose()
+    }
+
+    fn laid_out(&self, name: &str, vector: &Tensor) -> Result<Tensor> {
+        let values = vector.to_f32_vec()?;
+        let vector = self.kernels.upload(&Tensor::from_slice(vector.shape(), &values)?)?;
+        self.done(name, &Parameter::Vector(vector.clone()), values.len());
         Ok(vector)
     }
 

@@ -48,7 +48,18 @@ pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
     list.0
 }
 
-/// Compares what a checkpoint holds with [`expected_tensors`].
+/// Tensors that a model may have or not, with their shapes: biases of routers, which change what experts are chosen.
+/// DeepSeek-V3 has them under these names. Source: Wang et al. 2024, arXiv 2408.15664.
+pub fn optional_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
+    let Some(mixture) = &config.mixture else { return Vec::new() };
+    let block = mixture_names(config.family).0;
+    (0..config.num_hidden_layers)
+        .filter(|&layer| config.is_sparse(layer))
+        .map(|layer| (router_bias(&format!("model.layers.{layer}.{block}")), vec![mixture.num_experts]))
+        .collect()
+}
+
+/// Compares what a checkpoint holds with [`expected_tensors`] and [`optional_tensors`].
 ///
 /// Not counted as extra: the tables `rotary_emb.inv_freq` of old files, which are computed here, and an output matrix
 /// beside a tied embedding, which transformers does not read either.
@@ -63,6 +74,11 @@ pub fn compare_tensors<'a>(
             None => report.missing.push(name),
             Some(shape) if shape != expected => report.misshapen.push((name, expected, shape.to_vec())),
             Some(_) => {}
+        }
+    }
+    for (name, expected) in optional_tensors(config) {
+        if let Some(shape) = found.remove(name.as_str()).filter(|&shape| shape != expected) {
+            report.misshapen.push((name, expected, shape.to_vec()));
         }
     }
     let is_spare = |name: &str| {
@@ -120,10 +136,7 @@ fn dense(list: &mut List, prefix: &str, config: &Config) {
 
 fn experts(list: &mut List, layer: &str, config: &Config, mixture: &Mixture) {
     let (d, m) = (config.hidden_size, mixture.moe_intermediate_size);
-    let (block, [gate, up, down]) = match config.family {
-        Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
-        _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
-    };
+    let (block, [gate, up, down]) = mixture_names(config.family);
     let block = format!("{layer}.{block}");
     list.push(&block, "gate.weight", &[mixture.num_experts, d]);
     for expert in 0..mixture.num_experts {
@@ -141,6 +154,19 @@ fn experts(list: &mut List, layer: &str, config: &Config, mixture: &Mixture) {
     if mixture.shared_expert_gated {
         list.push(&block, "shared_expert_gate.weight", &[1, d]);
     }
+}
+
+/// What a mixture is called inside its layer, and the three matrices of its experts.
+pub(crate) fn mixture_names(family: Family) -> (&'static str, [&'static str; 3]) {
+    match family {
+        Family::Mixtral => ("block_sparse_moe", ["w1", "w3", "w2"]),
+        _ => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
+    }
+}
+
+/// The bias of the router of a mixture.
+pub(crate) fn router_bias(block: &str) -> String {
+    format!("{block}.gate.e_score_correction_bias")
 }
 
 #[cfg(test)]
@@ -307,5 +333,21 @@ mod tests {
             [("model.embed_tokens.weight".to_owned(), vec![259, 56], vec![260, 56])]
         );
         assert!(!report.is_loadable());
+    }
+
+    #[test]
+    fn a_router_may_have_a_bias() {
+        let config = qwen2_moe();
+        let name = "model.layers.1.mlp.gate.e_score_correction_bias";
+        assert_eq!(optional_tensors(&config), [(name.to_owned(), vec![2])], "layer 0 is dense");
+        assert_eq!(optional_tensors(&preset("tiny").unwrap().config), []);
+        let report = |bias: Option<Vec<usize>>| {
+            let mut tensors = expected_tensors(&config);
+            tensors.extend(bias.map(|shape| (name.to_owned(), shape)));
+            compare_tensors(&config, tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())))
+        };
+        assert_eq!(report(None), TensorReport::default());
+        assert_eq!(report(Some(vec![2])), TensorReport::default());
+        assert_eq!(report(Some(vec![3])).misshapen, [(name.to_owned(), vec![2], vec![3])]);
     }
 }

@@ -32,6 +32,14 @@ pub enum TrainError {
         /// The key, what was expected and got.
         problem: String,
     },
+    /// A bias of routers is to be learnt by a model that has none.
+    #[error("step.router_bias_rate is {rate}, but {model_type} is no mixture of experts; expected 0")]
+    NoRouter {
+        /// What the recipe says.
+        rate: f32,
+        /// Of the model's config.json.
+        model_type: &'static str,
+    },
     /// A gradient without a parameter.
     #[error("there is no parameter {name}")]
     UnknownParameter {

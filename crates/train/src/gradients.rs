@@ -5,18 +5,22 @@ use std::collections::{HashMap, HashSet};
 use kanana_kernels::{Format, Kernels, Result, Weight};
 use kanana_tensor::{DType, Identity, Tensor};
 
-/// Gradients in f32, each of the shape of what it belongs to.
+/// Gradients in f32, each of the shape of what it belongs to; and in place of one, of every bias of a router the load of
+/// its experts.
 #[derive(Debug, Default)]
-pub struct Gradients(HashMap<Identity, Tensor>);
+pub struct Gradients {
+    sums: HashMap<Identity, Tensor>,
+    loads: HashMap<Identity, Vec<u64>>,
+}
 
 impl Gradients {
     /// Adds a gradient to what is there.
     pub fn add(&mut self, kernels: &dyn Kernels, of: Identity, gradient: Tensor) -> Result<()> {
-        let sum = match self.0.remove(&of) {
+        let sum = match self.sums.remove(&of) {
             Some(sum) => kernels.add(&sum.reshape(gradient.shape())?, &gradient)?,
             None => gradient,
         };
-        self.0.insert(of, sum);
+        self.sums.insert(of, sum);
         Ok(())
     }
 
@@ -36,7 +40,7 @@ impl Gradients {
         // The products of gradients are rounded as those of the forward pass.
         let format = if w.format() == Format::F32 { Format::F32 } else { Format::BF16 };
         let sum = kernels.linear_backward_weight(base, dy, x, format)?;
-        self.0.insert(w.identity(), sum);
+        self.sums.insert(w.identity(), sum);
         Ok(())
     }
 
@@ -47,23 +51,34 @@ impl Gradients {
         of: Identity,
         shape: &[usize],
     ) -> Result<Tensor> {
-        match self.0.remove(&of) {
+        match self.sums.remove(&of) {
             Some(sum) => Ok(sum),
             None => kernels.zeros(shape, DType::F32),
         }
     }
 
     pub(crate) fn put(&mut self, of: Identity, gradient: Tensor) {
-        self.0.insert(of, gradient);
+        self.sums.insert(of, gradient);
     }
 
     /// Takes one out; none where nothing depended on it.
     pub fn take(&mut self, of: Identity) -> Option<Tensor> {
-        self.0.remove(&of)
+        self.sums.remove(&of)
+    }
+
+    /// Adds the choices of a router to the loads of the `count` experts that its bias is of.
+    pub(crate) fn count(&mut self, bias: Identity, experts: &[u32], count: usize) {
+        let loads = self.loads.entry(bias).or_insert_with(|| vec![0; count]);
+        experts.iter().for_each(|&expert| loads[expert as usize] += 1);
+    }
+
+    /// Takes out how often each expert was chosen by the router of this bias.
+    pub fn take_loads(&mut self, bias: Identity) -> Option<Vec<u64>> {
+        self.loads.remove(&bias)
     }
 
     /// One of them.
     pub fn get(&self, of: Identity) -> Option<&Tensor> {
-        self.0.get(&of)
+        self.sums.get(&of)
     }
 }

@@ -13,6 +13,7 @@ mod optimizer;
 mod parameters;
 mod pass;
 pub mod recipe;
+mod router_bias;
 mod schedule;
 mod state;
 mod tape;

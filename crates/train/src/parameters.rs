@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use kanana_kernels::{Format, Kernels, Packed};
 use kanana_model::{
-    Config, LoadOptions, LowRank, Parameter, Source, Transformer, expected_tensors, random_tensor,
-    weight_format,
+    Config, LoadOptions, LowRank, Parameter, Source, Transformer, expected_tensors, optional_tensors,
+    random_tensor, weight_format,
 };
 use kanana_tensor::{DType, Identity, Tensor};
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ const FACTORS: [&str; 2] = ["lora_a", "lora_b"];
 
 /// What is learnt and what is frozen.
 pub struct Parameters {
-    /// By name: matrices and vectors of the model, or the factors `{projection}.lora_a`, `{projection}.lora_b`.
+    /// By name: matrices and vectors of the model (biases of routers too, which have no gradient), or the factors `{projection}.lora_a`, `{projection}.lora_b`.
     pub learnt: BTreeMap<String, Tensor>,
     frozen: HashMap<String, Parameter>,
     lora: Option<LoraOptions>,
@@ -107,7 +107,15 @@ impl Parameters {
             let values = source.tensor(&name, &shape)?.to_f32_vec()?;
             learnt.insert(name, Tensor::from_slice(&shape, &values)?);
         }
+        learnt.extend(router_biases(source, config)?);
         Ok(Parameters { learnt, frozen: HashMap::new(), lora: None })
+    }
+
+    /// Gives every router a bias that has none: zero, which changes nothing at first.
+    pub(crate) fn add_router_biases(&mut self, config: &Config) {
+        for (name, shape) in optional_tensors(config) {
+            self.learnt.entry(name).or_insert_with(|| Tensor::zeros(&shape, DType::F32));
+        }
     }
 
     /// A frozen model with adapters: `a` of the variance 1 / 3K, as PyTorch's linear layers, and `b` zero, so that nothing
@@ -209,6 +217,7 @@ impl Parameters {
             }
             merged.insert(name, tensor);
         }
+        merged.extend(router_biases(source, config)?);
         Ok(merged)
     }
 
@@ -246,6 +255,17 @@ impl Parameters {
     }
 }
 
+/// The biases of routers that a source has.
+fn router_biases(source: &dyn Source, config: &Config) -> Result<BTreeMap<String, Tensor>> {
+    let mut biases = BTreeMap::new();
+    for (name, shape) in optional_tensors(config) {
+        if let Some(bias) = source.optional(&name, &shape)? {
+            biases.insert(name, Tensor::from_slice(&shape, &bias.to_f32_vec()?)?);
+        }
+    }
+    Ok(biases)
+}
+
 /// Parameters at hand.
 struct LaidOut {
     parameters: HashMap<String, Parameter>,
@@ -277,6 +297,9 @@ struct Keep<'a> {
 impl Source for Keep<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> kanana_model::Result<Tensor> {
         self.source.tensor(name, shape)
+    }
+    fn optional(&self, name: &str, shape: &[usize]) -> kanana_model::Result<Option<Tensor>> {
+        self.source.optional(name, shape)
     }
     fn packed(&self, name: &str) -> kanana_model::Result<Option<Packed>> {
         self.source.packed(name)

@@ -102,6 +102,8 @@ pub struct StepRecipe {
     pub router_load_balance: f32,
     /// The factor of the z-loss of routers.
     pub router_z_loss: f32,
+    /// How much the bias of an expert goes up or down after a step, towards even loads; 0: never.
+    pub router_bias_rate: f32,
     /// Stop after so many steps whose gradients were not finite, or whose loss was a spike.
     pub max_skipped: u64,
     /// A step is left out when its loss is this many standard deviations above the mean of the last 128; 0: never.
@@ -120,6 +122,7 @@ impl Default for StepRecipe {
             label_smoothing: 0.0,
             router_load_balance: 0.001,
             router_z_loss: 0.0,
+            router_bias_rate: 0.0,
             max_skipped: 20,
             spike_deviations: 0.0,
         }
@@ -284,6 +287,7 @@ impl Recipe {
         below_one("step.label_smoothing", step.label_smoothing.into())?;
         not_negative("step.router_load_balance", step.router_load_balance.into())?;
         not_negative("step.router_z_loss", step.router_z_loss.into())?;
+        not_negative("step.router_bias_rate", step.router_bias_rate.into())?;
         not_negative("step.spike_deviations", step.spike_deviations)?;
         if !step.batch_tokens.is_multiple_of(step.micro_batch_tokens) || step.batch_tokens == 0 {
             return Err(format!(
@@ -301,6 +305,11 @@ impl Recipe {
                 return Err("lora.rank is 0, expected at least 1".to_owned());
             }
             _ => {}
+        }
+        if self.lora.is_some() && step.router_bias_rate > 0.0 {
+            return Err(
+                "step.router_bias_rate changes the model, which [lora] freezes: leave out one".to_owned()
+            );
         }
         if matches!(self.model.precision, Precision::Q8 | Precision::Q4) && self.lora.is_none() {
             return Err("model.precision is of a frozen model: add [lora], or take bf16 or f32".to_owned());
@@ -383,6 +392,13 @@ mod tests {
         optimizer("learning_rate = -1", "optimizer.learning_rate is -1, expected above 0");
         optimizer("learning_rate = nan", "optimizer.learning_rate is NaN, expected above 0");
         optimizer("betas = [0.9, 1.0]", "optimizer.betas is 1, expected 0 to below 1");
+        check_error(
+            "[schedule]",
+            "[step]\nrouter_bias_rate = -1e-3\n[schedule]",
+            "step.router_bias_rate is -0.001",
+        );
+        let both = "[step]\nrouter_bias_rate = 1e-3\n[lora]\nrank = 2\n[schedule]";
+        check_error("[schedule]", both, "which [lora] freezes");
         check_error("[schedule]", "[step]\nbatch_tokens = 5000\n[schedule]", "multiple of");
     }
 }

@@ -48,7 +48,7 @@ enum Op {
     Cast { x: Tensor },
     GatherRows { x: Tensor, indices: Tensor },
     ScatterAddRows { base: Tensor, x: Tensor, indices: Tensor, weights: Tensor },
-    Route { logits: Tensor, routing: Routing, options: RouterOptions },
+    Route { logits: Tensor, bias: Option<Identity>, routing: Routing, options: RouterOptions },
     Experts { x: Tensor, routing: Routing, experts: Vec<Expert> },
 }
 
@@ -220,10 +220,11 @@ impl Kernels for Tape<'_> {
         });
         Ok(y)
     }
-    fn route(&self, logits: &Tensor, options: RouterOptions) -> Result<Routing> {
-        let routing = self.inner.route(logits, options)?;
+    fn route(&self, logits: &Tensor, bias: Option<&Tensor>, options: RouterOptions) -> Result<Routing> {
+        let routing = self.inner.route(logits, bias, options)?;
         self.note(&[logits.identity()], &routing.weights, || Op::Route {
             logits: logits.clone(),
+            bias: bias.map(Tensor::identity),
             routing: routing.clone(),
             options,
         });

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::parameters::Built;
 use crate::recipe::{EvaluationRecipe, Precision, StageRecipe};
+use crate::router_bias::{self, Loads};
 use crate::state::{Saved, State};
 use crate::{Gradients, NextToken, Objective, Optimizer, Parameters, Pass, Recipe, Result, TrainError};
 
@@ -56,6 +57,18 @@ pub struct StepReport {
     pub lr: f64,
     /// Steps left out so far: gradients that were not finite, losses that were a spike.
     pub skipped: u64,
+    /// MaxVio: the largest load of an expert above the mean, as a share of it; where routers have a bias.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_violation: Option<f64>,
+}
+
+/// What the batches of one step give.
+struct Computed {
+    /// By name.
+    gradients: BTreeMap<String, kanana_tensor::Tensor>,
+    loads: Loads,
+    /// The mean.
+    loss: f64,
 }
 
 /// A measurement.
@@ -111,6 +124,13 @@ impl<'a> Trainer<'a> {
                 Parameters::adapted(&random, &config, kernels, format, lora.clone(), recipe.seed)?
             }
         };
+        let rate = recipe.step.router_bias_rate;
+        if rate > 0.0 {
+            if config.mixture.is_none() {
+                return Err(TrainError::NoRouter { rate, model_type: config.family.model_type() });
+            }
+            parameters.add_router_biases(&config);
+        }
         let mut state = State::default();
         let mut optimizer = Optimizer::new(recipe.optimizer);
         if let Some(dir) = resume {
@@ -195,7 +215,7 @@ impl<'a> Trainer<'a> {
         if targets == 0 {
             return Err(TrainError::NoTargets { step: self.state.step + 1 });
         }
-        let (gradients, loss) = self.gradients(&batches, targets)?;
+        let Computed { gradients, loads, loss } = self.gradients(&batches, targets)?;
         let factor = self.recipe.schedule.factor(self.state.step, self.recipe.steps());
         let spike = self.is_spike(loss, recipe.spike_deviations);
         self.built = None;
@@ -205,6 +225,9 @@ impl<'a> Trainer<'a> {
                 Some(self.optimizer.step(self.kernels, &mut self.parameters.learnt, &gradients, factor)?)
             }
         };
+        if outcome.is_some_and(|outcome| outcome.updated) {
+            router_bias::update(&mut self.parameters.learnt, &loads, recipe.router_bias_rate)?;
+        }
         self.state.step += 1;
         self.state.updates = self.optimizer.steps();
         let batch_tokens = batches.iter().flatten().map(|piece| piece.ids.len() as u64).sum::<u64>();
@@ -234,15 +257,11 @@ impl<'a> Trainer<'a> {
             grad_norm: outcome.map_or(f64::NAN, |outcome| outcome.grad_norm),
             lr: f64::from(factor * self.recipe.optimizer.learning_rate),
             skipped: self.state.skipped,
+            max_violation: router_bias::max_violation(&loads),
         })
     }
 
-    /// Gradients by name, and the mean loss, of the batches of one step.
-    fn gradients(
-        &mut self,
-        batches: &[Vec<Piece>],
-        targets: usize,
-    ) -> Result<(BTreeMap<String, kanana_tensor::Tensor>, f64)> {
+    fn gradients(&mut self, batches: &[Vec<Piece>], targets: usize) -> Result<Computed> {
         let recipe = self.recipe.step.clone();
         let kernels = self.kernels;
         let built = self.built()?;
@@ -274,13 +293,16 @@ impl<'a> Trainer<'a> {
             pass.run(&batch, &mut objective, &mut sums)?;
             loss += objective.loss;
         }
-        let mut gradients = BTreeMap::new();
+        let (mut gradients, mut loads) = (BTreeMap::new(), Loads::new());
         for (&of, name) in &built.names {
             if let Some(gradient) = sums.take(of) {
                 gradients.insert(name.clone(), kernels.download(&gradient)?);
             }
+            if let Some(of_router) = sums.take_loads(of) {
+                loads.insert(name.clone(), of_router);
+            }
         }
-        Ok((gradients, loss / targets as f64))
+        Ok(Computed { gradients, loads, loss: loss / targets as f64 })
     }
 
     /// Whether a loss stands out from those before it.

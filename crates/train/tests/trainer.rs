@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
 use kanana_data::{ShardWriter, Tokens};
 use kanana_engine::{Engine, EngineOptions, Request, SamplingParams};
 use kanana_kernels::{Cpu, CpuOptions, CrossEntropy, Format, Kernels};
@@ -18,15 +19,24 @@ const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 61, "hidden_size":
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64, "hidden_act": "silu",
     "tie_word_embeddings": true}"#;
 
+const MIXTURE: &str = r#"{"model_type": "mixtral", "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 20,
+    "num_local_experts": 6, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": true}"#;
+
 /// A folder with a configuration, a tokenizer's name, and shards of documents that follow a rule.
 struct World(tempfile::TempDir);
 
 impl World {
     fn new() -> Self {
+        World::of(CONFIG)
+    }
+
+    fn of(config: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("tokenizer")).unwrap();
         std::fs::write(root.path().join("tokenizer/tokenizer.json"), "{}").unwrap();
-        std::fs::write(root.path().join("config.json"), CONFIG).unwrap();
+        std::fs::write(root.path().join("config.json"), config).unwrap();
         let world = World(root);
         world.shards("train", 0..60);
         world.shards("held-out", 60..66);
@@ -63,6 +73,9 @@ impl World {
 
 const WHOLE: &str = "batch_tokens = 128\nmicro_batch_tokens = 128";
 
+/// In four batches, of which the loads are counted together.
+const BIASED: &str = "batch_tokens = 128\nmicro_batch_tokens = 32\nrouter_bias_rate = 0.02";
+
 fn cpu(threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(threads), isa: None })
 }
@@ -81,16 +94,20 @@ fn finish(trainer: &mut Trainer<'_>) -> (Vec<[u64; 2]>, BTreeMap<String, Vec<u32
 
 #[test]
 fn a_resumed_run_is_the_straight_run_on_any_number_of_threads() {
-    for (precision, optimizer) in [("f32", "algorithm = \"muon\""), ("bf16", "learning_rate = 1e-2")] {
-        let world = World::new();
+    for (config, precision, step, optimizer) in [
+        (CONFIG, "f32", WHOLE, "algorithm = \"muon\""),
+        (CONFIG, "bf16", WHOLE, "learning_rate = 1e-2"),
+        (MIXTURE, "bf16", BIASED, "learning_rate = 1e-2"),
+    ] {
+        let world = World::of(config);
         let kernels = cpu(1);
         let straight = finish(
-            &mut Trainer::new(world.recipe("straight", precision, WHOLE, optimizer), &kernels, None).unwrap(),
+            &mut Trainer::new(world.recipe("straight", precision, step, optimizer), &kernels, None).unwrap(),
         );
         let kernels = cpu(3);
         // Stopped within the first stage, and at the end of it.
         for stop in [3, 5] {
-            let recipe = world.recipe(&format!("stopped-{stop}"), precision, WHOLE, optimizer);
+            let recipe = world.recipe(&format!("stopped-{stop}"), precision, step, optimizer);
             let mut trainer = Trainer::new(recipe.clone(), &kernels, None).unwrap();
             for _ in 0..stop {
                 trainer.step().unwrap();
@@ -134,11 +151,15 @@ fn accumulated_batches_are_one_batch() {
 
 #[test]
 fn the_log_probability_of_the_trainer_is_that_of_the_engine() {
-    for (precision, format) in [("f32", Format::F32), ("bf16", Format::BF16)] {
-        let world = World::new();
+    for (config, step, precision, format) in [
+        (CONFIG, WHOLE, "f32", Format::F32),
+        (CONFIG, WHOLE, "bf16", Format::BF16),
+        (MIXTURE, BIASED, "bf16", Format::BF16),
+    ] {
+        let world = World::of(config);
         let kernels: Arc<dyn Kernels> = Arc::new(cpu(2));
         let mut trainer =
-            Trainer::new(world.recipe("run", precision, WHOLE, "learning_rate = 1e-2"), &*kernels, None)
+            Trainer::new(world.recipe("run", precision, step, "learning_rate = 1e-2"), &*kernels, None)
                 .unwrap();
         while !trainer.is_done() {
             trainer.step().unwrap();
@@ -162,7 +183,7 @@ fn the_log_probability_of_the_trainer_is_that_of_the_engine() {
             .collect();
 
         // The engine's, from the checkpoint, in steps of three tokens over a paged cache.
-        let checkpoint = kanana_checkpoint::Checkpoint::open(&place).unwrap();
+        let checkpoint = Checkpoint::open(&place).unwrap();
         let config = Config::from_dir(&place).unwrap();
         let options = LoadOptions { format, max_positions: 16 };
         let model = Arc::new(Transformer::load(&checkpoint, &config, &*kernels, &options).unwrap());
@@ -184,6 +205,69 @@ fn the_log_probability_of_the_trainer_is_that_of_the_engine() {
             assert!((a - b).abs() <= 1e-6 * a.abs().max(1.0), "{precision} token {i}: {a}, engine {b}");
         }
     }
+}
+
+/// Routers that prefer one expert for every token: the same run with and without a bias, fifty steps.
+#[test]
+fn the_loads_of_skewed_routers_become_even() {
+    const BIAS: &str = "model.layers.1.block_sparse_moe.gate.e_score_correction_bias";
+    let world = World::of(MIXTURE);
+    let kernels = cpu(2);
+    let run = |output: &str, rate: f32, steps: usize, checkpointing: bool| {
+        let step = format!(
+            "batch_tokens = 128\nmicro_batch_tokens = 64\nrouter_load_balance = 0.0\n\
+             router_bias_rate = {rate}\ncheckpointing = {checkpointing}"
+        );
+        let mut recipe = world.recipe(output, "f32", &step, "learning_rate = 1e-4");
+        recipe.stages[0].steps = 50;
+        let trainer = Trainer::new(recipe.clone(), &kernels, None).unwrap();
+        let start = world.0.path().join("skewed");
+        if !start.exists() {
+            // Every embedding and the router's first row share a direction.
+            let learnt = trainer.parameters().learnt.iter().filter(|(name, _)| !name.ends_with("bias"));
+            let tensors: BTreeMap<String, Tensor> = learnt.map(skewed).collect();
+            let specs: Vec<TensorSpec> = tensors.iter().map(|(name, x)| TensorSpec::of(name, x)).collect();
+            let fetch = |name: &str| Ok::<_, CheckpointError>(tensors[name].clone());
+            save(&start, &specs, fetch, &SaveOptions::default()).unwrap();
+            std::fs::write(start.join("config.json"), MIXTURE).unwrap();
+        }
+        recipe.model.config = None;
+        recipe.model.checkpoint = Some(start);
+        let mut trainer = Trainer::new(recipe, &kernels, None).unwrap();
+        let violations: Vec<_> = (0..steps).map(|_| trainer.step().unwrap().max_violation).collect();
+        (violations, trainer.save().unwrap())
+    };
+    let has_bias = |place: &Path| Checkpoint::open(place).unwrap().get(BIAS).is_some();
+
+    let (violations, place) = run("even", 0.005, 50, false);
+    let mean = |of: &[Option<f64>]| of.iter().map(|x| x.unwrap()).sum::<f64>() / of.len() as f64;
+    let (first, last) = (mean(&violations[..5]), mean(&violations[40..]));
+    // Without a bias that does anything, learning alone leaves it as it is.
+    let alone = mean(&run("alone", 1e-9, 50, false).0[40..]);
+    println!("MaxVio: {first:.2} at first, {last:.2} at the end, {alone:.2} without");
+    assert!(
+        first > 1.5 && last < 0.4 * first && last < 0.4 * alone,
+        "{first}, {last}, {alone}: {violations:?}"
+    );
+    assert!(has_bias(&place), "it is in the checkpoint");
+    assert_eq!(
+        violations[..12],
+        run("again", 0.005, 12, true).0,
+        "a block that is computed again is counted once"
+    );
+    let (violations, place) = run("without", 0.0, 1, false);
+    assert!(violations.iter().all(Option::is_none) && !has_bias(&place), "no rate, no bias");
+}
+
+fn skewed((name, tensor): (&String, &Tensor)) -> (String, Tensor) {
+    let mut values = tensor.as_slice::<f32>().unwrap().to_vec();
+    let width = tensor.row_len();
+    match name {
+        name if name.contains("embed_tokens") => values.iter_mut().for_each(|x| *x += 0.02),
+        name if name.ends_with(".gate.weight") => values[..width].iter_mut().for_each(|x| *x += 0.05),
+        _ => {}
+    }
+    (name.clone(), Tensor::from_slice(tensor.shape(), &values).unwrap())
 }
 
 #[test]
@@ -231,6 +315,7 @@ fn what_does_not_fit_is_found_before_the_first_step() {
         assert!(error.contains(expected), "{error}");
     };
     check(&|recipe| recipe.evaluations[0].shards = world.0.path().join("train"), "60 documents of");
+    check(&|recipe| recipe.step.router_bias_rate = 1e-3, "llama is no mixture of experts");
     check(&|recipe| recipe.stages[1].sources[0].max_epochs = 0.1, "second");
     check(&|recipe| recipe.stages[0].sources[0].shards = world.0.path().join("nothing"), "nothing");
     std::fs::write(world.0.path().join("tokenizer/tokenizer.json"), "{ }").unwrap();

@@ -97,7 +97,11 @@ impl Replay<'_> {
                 self.give(&x, self.scale_rows(&rows, &weights)?)?;
                 self.give(&base, dy)?;
             }
-            Op::Route { logits, routing, options } => {
+            Op::Route { logits, bias, routing, options } => {
+                if let Some(bias) = bias.filter(|bias| self.parameters.contains(bias)) {
+                    let experts = kernels.download(&routing.experts)?;
+                    self.gradients.count(bias, experts.as_slice::<u32>()?, logits.row_len());
+                }
                 let dlogits = kernels.route_backward(&logits, &routing, options, &dy, self.router_losses)?;
                 self.give(&logits, dlogits)?;
             }

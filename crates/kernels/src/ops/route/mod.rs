@@ -30,7 +30,7 @@ pub struct RouterOptions {
 /// The experts of every token.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// `[T, A] u32`, by falling score.
+    /// `[T, A] u32`, by falling score, with its bias.
     pub experts: Tensor,
     /// `[T, A] f32`.
     pub weights: Tensor,
@@ -50,10 +50,19 @@ pub(crate) fn check_route(logits: &Tensor, options: RouterOptions) -> Result<[us
 /// Softmax or sigmoid, top-k, weights: for one token, into its two rows of the result.
 ///
 /// One body serves every implementation in host memory: the work is a few numbers per token.
-pub(crate) fn route_token(logits: &[f32], options: RouterOptions, experts: &mut [u32], weights: &mut [f32]) {
+/// `bias`: of every expert, or empty.
+pub(crate) fn route_token(
+    logits: &[f32],
+    bias: &[f32],
+    options: RouterOptions,
+    experts: &mut [u32],
+    weights: &mut [f32],
+) {
     let scores = scores(logits, options.gate);
+    let mut ranks = scores.clone();
+    ranks.iter_mut().zip(bias).for_each(|(rank, bias)| *rank += bias);
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| ranks[b as usize].total_cmp(&ranks[a as usize]).then(a.cmp(&b)));
     experts.copy_from_slice(&order[..options.top_k]);
     let chosen: f32 = experts.iter().map(|&e| scores[e as usize]).sum();
     let scale = if options.renormalise { options.scale / chosen } else { options.scale };
@@ -61,14 +70,22 @@ pub(crate) fn route_token(logits: &[f32], options: RouterOptions, experts: &mut 
 }
 
 /// [`crate::Kernels::route`] in host memory.
-pub(crate) fn route(logits: &Tensor, options: RouterOptions) -> Result<Routing> {
+pub(crate) fn route(logits: &Tensor, bias: Option<&Tensor>, options: RouterOptions) -> Result<Routing> {
     let [tokens, count] = check_route(logits, options)?;
     let logits = check::slice::<f32>("route", logits)?;
+    let bias = match bias {
+        Some(bias) => {
+            check::shape("route", "bias", bias, &[count])?;
+            check::slice::<f32>("route", bias)?
+        }
+        None => &[],
+    };
     let (mut experts, mut weights) = (vec![0; tokens * options.top_k], vec![0.0; tokens * options.top_k]);
     for t in 0..tokens {
         let chosen = t * options.top_k..(t + 1) * options.top_k;
         route_token(
             &logits[t * count..][..count],
+            bias,
             options,
             &mut experts[chosen.clone()],
             &mut weights[chosen],
@@ -91,7 +108,7 @@ pub struct RouterLosses {
     pub z_loss: f32,
 }
 
-/// The scores that [`route_token`] ranks.
+/// The scores that [`route_token`] ranks, a bias apart.
 fn scores(logits: &[f32], gate: Gate) -> Vec<f32> {
     match gate {
         Gate::Softmax => {
@@ -155,4 +172,34 @@ pub(crate) fn route_backward(
         }
     }
     check::in_op(OP, Tensor::from_slice(&[tokens, count], &gradient))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_changes_who_is_chosen_and_no_weight() {
+        // Scores of 0.5, 0.25, 0.25 under both gates.
+        let softmax = [2f32.ln(), 0.0, 0.0];
+        let sigmoid = [0.0, (1f32 / 3.0).ln(), (1f32 / 3.0).ln()];
+        let check = |bias: Option<[f32; 3]>, experts: [u32; 2], weights: [f32; 2]| {
+            for (gate, logits) in [(Gate::Softmax, softmax), (Gate::Sigmoid, sigmoid)] {
+                let options = RouterOptions { gate, top_k: 2, renormalise: false, scale: 2.0 };
+                let bias = bias.map(|bias| Tensor::from_slice(&[3], &bias).unwrap());
+                let logits = Tensor::from_slice(&[1, 3], &logits).unwrap();
+                let routing = route(&logits, bias.as_ref(), options).unwrap();
+                assert_eq!(routing.experts.as_slice::<u32>().unwrap(), experts, "{gate:?} {bias:?}");
+                for (got, expected) in routing.weights.as_slice::<f32>().unwrap().iter().zip(weights) {
+                    assert!((got - expected).abs() < 1e-6, "{gate:?} {bias:?}: {got}, expected {expected}");
+                }
+            }
+        };
+        check(None, [0, 1], [1.0, 0.5]);
+        check(Some([0.0; 3]), [0, 1], [1.0, 0.5]);
+        check(Some([0.0, 0.0, 0.125]), [0, 2], [1.0, 0.5]);
+        check(Some([-0.5, 0.0, 0.125]), [2, 1], [0.5, 0.5]);
+        check(Some([-0.125, 0.0, 0.25]), [2, 0], [0.5, 1.0]);
+    }
 }
