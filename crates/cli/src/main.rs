@@ -7,6 +7,7 @@
 mod args;
 mod budget;
 mod commands;
+mod disk;
 mod embedded;
 mod generation;
 mod hints;

@@ -46,15 +46,15 @@ pub enum TrainError {
         /// Its name.
         name: String,
     },
-    /// A gradient, or what the optimiser remembers, is not of its parameter's shape.
-    #[error("parameter {parameter}: its {what} should be f32 {expected:?}, got {got}")]
+    /// A gradient, or what the optimiser remembers, is not of its parameter's shape, or of another dtype.
+    #[error("parameter {parameter}: its {what} should be {expected}, got {got}")]
     Misfit {
         /// The parameter.
         parameter: String,
         /// Its gradient, or the part of the state.
         what: &'static str,
-        /// The shape of the parameter.
-        expected: Vec<usize>,
+        /// The dtype, and the shape of the parameter.
+        expected: String,
         /// What there is.
         got: String,
     },

@@ -22,7 +22,7 @@ mod trainer;
 pub use error::{Result, TrainError};
 pub use gradients::Gradients;
 pub use objectives::{NextToken, Objective};
-pub use optimizer::{Algorithm, Optimizer, OptimizerOptions, Outcome};
+pub use optimizer::{Algorithm, MomentFormat, Optimizer, OptimizerOptions, Outcome};
 pub use parameters::{Built, LoraOptions, Parameters};
 pub use pass::Pass;
 pub use recipe::Recipe;

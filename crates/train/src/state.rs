@@ -14,7 +14,7 @@ use kanana_model::Config;
 use kanana_tensor::{DType, Tensor, bf16};
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::Precision;
+use crate::recipe::{CheckpointRecipe, Precision};
 use crate::{Optimizer, Parameters, Recipe, Result, TrainError};
 
 const PREFIX: &str = "step-";
@@ -137,6 +137,30 @@ pub(crate) fn save(
     Ok(place)
 }
 
+/// Bytes of one checkpoint: the model as it is exported, f32 parameters, the optimiser's state, the tokenizer. What is left
+/// out, headers and texts, is a few kilobytes.
+pub(crate) fn bytes(recipe: &Recipe, parameters: &Parameters, optimizer: &Optimizer) -> u64 {
+    let size = |tensor: &Tensor, dtype: DType| (tensor.len() * dtype_of(tensor, dtype).size()) as u64;
+    let of = |dtype: DType| parameters.learnt.values().map(|tensor| size(tensor, dtype)).sum::<u64>();
+    let exported = match parameters.lora() {
+        Some(_) => of(DType::F32),
+        None => of(exported_dtype(recipe)) + tokenizer_files(recipe).map(|path| length(&path)).sum::<u64>(),
+    };
+    exported + of(DType::F32) + optimizer.state_bytes(&parameters.learnt)
+}
+
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |file| file.len())
+}
+
+/// Checkpoints that will lie beside those that are `there`, when they are most: a new one is written before the oldest
+/// goes.
+pub(crate) fn more_checkpoints(recipe: &CheckpointRecipe, steps_left: u64, there: u64) -> u64 {
+    let written = steps_left.div_ceil(recipe.every);
+    let most = (there + written).min(recipe.keep as u64 + 1);
+    most.saturating_sub(there).max(written.min(1))
+}
+
 /// Writes and syncs all of a checkpoint.
 fn write(
     partial: &Path,
@@ -148,7 +172,7 @@ fn write(
     fs::create_dir_all(&training).map_err(io(&training))?;
     export(recipe, config, parameters, partial)?;
     write_tensors(&training.join("parameters"), &parameters.learnt, DType::F32)?;
-    write_tensors(&training.join("optimizer"), optimizer.state(), DType::F32)?;
+    write_tensors(&training.join("optimizer"), optimizer.state(), recipe.optimizer.state.dtype())?;
     let state = State { version: VERSION, recipe: identity(recipe), ..state.clone() };
     let json = serde_json::to_string_pretty(&state).expect("a state is JSON: this is a bug");
     write_file(&training.join("state.json"), json.as_bytes())?;
@@ -159,9 +183,21 @@ fn sync_folder(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))
 }
 
+/// What the matrices of the model are exported as.
+fn exported_dtype(recipe: &Recipe) -> DType {
+    if recipe.model.precision == Precision::F32 { DType::F32 } else { DType::BF16 }
+}
+
+/// The tokenizer's files that there are.
+fn tokenizer_files(recipe: &Recipe) -> impl Iterator<Item = PathBuf> {
+    let folder = recipe.model.tokenizer_folder();
+    let paths = TOKENIZER_FILES.into_iter().filter_map(move |name| Some(folder?.join(name)));
+    paths.filter(|path| path.exists())
+}
+
 /// The folder that others read: configuration, weights, tokenizer.
 fn export(recipe: &Recipe, config: &Config, parameters: &Parameters, dir: &Path) -> Result<()> {
-    let dtype = if recipe.model.precision == Precision::F32 { DType::F32 } else { DType::BF16 };
+    let dtype = exported_dtype(recipe);
     if parameters.lora().is_some() {
         return parameters.export_adapter(dir, recipe.model.checkpoint.as_deref());
     }
@@ -174,11 +210,9 @@ fn export(recipe: &Recipe, config: &Config, parameters: &Parameters, dir: &Path)
     }
     write_file(&dir.join("config.json"), format!("{json:#}\n").as_bytes())?;
     write_tensors(dir, &parameters.learnt, dtype)?;
-    let tokenizer = recipe.model.tokenizer_folder();
-    for name in TOKENIZER_FILES {
-        let Some(from) = tokenizer.map(|dir| dir.join(name)).filter(|path| path.exists()) else { continue };
+    for from in tokenizer_files(recipe) {
         let bytes = fs::read(&from).map_err(io(&from))?;
-        write_file(&dir.join(name), &bytes)?;
+        write_file(&dir.join(from.file_name().unwrap_or_default()), &bytes)?;
     }
     Ok(())
 }
@@ -200,16 +234,21 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path).map_err(io(path))
 }
 
-/// Tensors by name, matrices as `dtype`; vectors stay f32.
+/// What a tensor is written as, where matrices become `dtype`.
+fn dtype_of(tensor: &Tensor, dtype: DType) -> DType {
+    if tensor.shape().len() == 1 { tensor.dtype() } else { dtype }
+}
+
+/// Tensors by name, matrices as `dtype`; vectors stay as they are.
 pub(crate) fn write_tensors(dir: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType) -> Result<()> {
-    let dtype_of = |tensor: &Tensor| if tensor.shape().len() == 1 { DType::F32 } else { dtype };
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|(name, tensor)| TensorSpec { dtype: dtype_of(tensor), ..TensorSpec::of(name, tensor) })
+        .map(|(name, tensor)| TensorSpec { dtype: dtype_of(tensor, dtype), ..TensorSpec::of(name, tensor) })
         .collect();
     let fetch = |name: &str| -> Result<Tensor> {
         let tensor = &tensors[name];
-        match dtype_of(tensor) {
+        match dtype_of(tensor, dtype) {
+            dtype if dtype == tensor.dtype() => Ok(tensor.clone()),
             DType::BF16 => {
                 let values: Vec<bf16> =
                     tensor.as_slice::<f32>()?.iter().map(|&x| bf16::from_f32(x)).collect();
@@ -229,7 +268,10 @@ fn read_tensors(dir: &Path) -> Result<BTreeMap<String, Tensor>> {
     let read = |name: String| {
         let tensor = checkpoint.tensor(&name)?;
         // A copy: the optimiser writes to it.
-        let copy = Tensor::from_slice(tensor.shape(), &tensor.to_f32_vec()?)?;
+        let copy = match tensor.dtype() {
+            DType::BF16 => Tensor::from_slice(tensor.shape(), tensor.as_slice::<bf16>()?)?,
+            _ => Tensor::from_slice(tensor.shape(), &tensor.to_f32_vec()?)?,
+        };
         Ok((name, copy))
     };
     names.into_iter().map(read).collect()
@@ -265,5 +307,28 @@ impl Saved {
             optimizer: read_tensors(&training.join("optimizer"))?,
             state,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_to_come() {
+        let check = |(every, keep): (u64, usize), steps_left: u64, there: u64, expected: u64| {
+            let recipe = CheckpointRecipe { every, keep };
+            let got = more_checkpoints(&recipe, steps_left, there);
+            assert_eq!(got, expected, "{keep} kept, every {every} of {steps_left} steps, {there} there");
+        };
+        check((10, 2), 100, 0, 3);
+        check((10, 2), 20, 0, 2);
+        check((10, 2), 11, 0, 2);
+        check((10, 2), 3, 0, 1);
+        check((10, 2), 100, 1, 2);
+        check((10, 2), 100, 2, 1);
+        // More are there than will be kept: the next one is written before they go.
+        check((10, 2), 100, 5, 1);
+        check((10, 2), 0, 2, 0);
     }
 }

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::parameters::Built;
 use crate::recipe::{EvaluationRecipe, Precision, StageRecipe};
 use crate::router_bias::{self, Loads};
-use crate::state::{Saved, State};
+use crate::state::{Saved, State, more_checkpoints};
 use crate::{Gradients, NextToken, Objective, Optimizer, Parameters, Pass, Recipe, Result, TrainError};
 
 /// Losses that a spike is compared with.
@@ -132,11 +132,12 @@ impl<'a> Trainer<'a> {
             parameters.add_router_biases(&config);
         }
         let mut state = State::default();
-        let mut optimizer = Optimizer::new(recipe.optimizer);
+        let mut optimizer = Optimizer::new(recipe.optimizer, recipe.seed);
         if let Some(dir) = resume {
             let saved = Saved::read(dir, &recipe)?;
             parameters.replace(saved.parameters)?;
-            optimizer = Optimizer::restored(recipe.optimizer, saved.state.updates, saved.optimizer);
+            let updates = saved.state.updates;
+            optimizer = Optimizer::restored(recipe.optimizer, recipe.seed, updates, saved.optimizer);
             state = saved.state;
         }
         let mut mixture = mixture(&recipe, state.stage)?;
@@ -370,6 +371,14 @@ impl<'a> Trainer<'a> {
             results.insert(evaluation.name.clone(), Evaluation { loss, bits_per_byte });
         }
         Ok(results)
+    }
+
+    /// Bytes that the checkpoints of the steps to come will take beside those that are there, at most at once.
+    pub fn space_needed(&self) -> Result<u64> {
+        let there = crate::checkpoints(&self.recipe.output)?.len() as u64;
+        let left = self.recipe.steps().saturating_sub(self.state.step);
+        let count = more_checkpoints(&self.recipe.checkpoints, left, there);
+        Ok(crate::state::bytes(&self.recipe, &self.parameters, &self.optimizer).saturating_mul(count))
     }
 
     /// Writes a checkpoint into the run's folder, and removes those that need not be kept. Gives its folder.

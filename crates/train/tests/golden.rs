@@ -144,7 +144,7 @@ impl Golden {
             };
             self.parameters.learnt =
                 start.iter().map(|(name, tensor)| (name.clone(), copy(tensor))).collect();
-            let mut optimizer = Optimizer::new(chosen);
+            let mut optimizer = Optimizer::new(chosen, 0);
             let expected = |what: &str| numbers(&options["expected"][what]);
             let (losses, norms) = (expected("losses"), expected("grad_norms"));
             for (step, factor) in numbers(&options["factors"]).into_iter().enumerate() {

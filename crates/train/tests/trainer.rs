@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
@@ -98,6 +100,7 @@ fn a_resumed_run_is_the_straight_run_on_any_number_of_threads() {
         (CONFIG, "f32", WHOLE, "algorithm = \"muon\""),
         (CONFIG, "bf16", WHOLE, "learning_rate = 1e-2"),
         (MIXTURE, "bf16", BIASED, "learning_rate = 1e-2"),
+        (CONFIG, "f32", WHOLE, "algorithm = \"muon\"\nstate = \"bf16\""),
     ] {
         let world = World::of(config);
         let kernels = cpu(1);
@@ -112,8 +115,14 @@ fn a_resumed_run_is_the_straight_run_on_any_number_of_threads() {
             for _ in 0..stop {
                 trainer.step().unwrap();
             }
+            let needed = trainer.space_needed().unwrap();
             let place = trainer.save().unwrap();
             drop(trainer);
+            let written = size(&place);
+            assert!(
+                written > needed && written < needed + 30_000,
+                "{precision}: {needed} bytes announced, {written} with headers and texts"
+            );
             let mut resumed = Trainer::new(recipe, &kernels, Some(&place)).unwrap();
             assert_eq!(resumed.steps(), stop);
             let (steps, parameters) = finish(&mut resumed);
@@ -121,6 +130,37 @@ fn a_resumed_run_is_the_straight_run_on_any_number_of_threads() {
             assert!(parameters == straight.1, "{precision}: stopped after {stop}: the parameters");
         }
     }
+}
+
+/// Bytes of all files of a folder.
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let of = |entry: std::fs::DirEntry| match entry.path().is_dir() {
+        true => size(&entry.path()),
+        false => entry.metadata().unwrap().len(),
+    };
+    entries.map(of).sum()
+}
+
+/// Forty steps with running means in f32 and in bf16: the losses of the last ten are the same within one in a hundred.
+#[test]
+fn a_state_in_half_the_bytes_learns_as_well() {
+    let world = World::new();
+    let kernels = cpu(2);
+    let run = |state: &str| {
+        let optimizer = format!("learning_rate = 1e-2\nbetas = [0.9, 0.999]\nstate = \"{state}\"");
+        let mut recipe = world.recipe(state, "f32", WHOLE, &optimizer);
+        recipe.stages[0].steps = 36;
+        let mut trainer = Trainer::new(recipe, &kernels, None).unwrap();
+        let losses: Vec<f64> = (0..40).map(|_| trainer.step().unwrap().loss).collect();
+        let saved = size(&trainer.save().unwrap().join("training/optimizer"));
+        (losses[0], losses[30..].iter().sum::<f64>() / 10.0, saved)
+    };
+    let (whole, half) = (run("f32"), run("bf16"));
+    println!("loss {:.4}, then {:.4} with f32 and {:.4} with bf16", whole.0, whole.1, half.1);
+    assert!(whole.1 < whole.0 - 1.0, "it learns: {whole:?}");
+    assert!((half.1 / whole.1 - 1.0).abs() < 0.01, "{whole:?}, {half:?}");
+    assert!(half.2 < whole.2 * 6 / 10, "{} bytes saved, {} of f32", half.2, whole.2);
 }
 
 #[test]
@@ -243,7 +283,7 @@ fn the_loads_of_skewed_routers_become_even() {
     let mean = |of: &[Option<f64>]| of.iter().map(|x| x.unwrap()).sum::<f64>() / of.len() as f64;
     let (first, last) = (mean(&violations[..5]), mean(&violations[40..]));
     // Without a bias that does anything, learning alone leaves it as it is.
-    let alone = mean(&run("alone", 1e-9, 50, false).0[40..]);
+    let alone = mean(&run("alone", 1e-9, 20, false).0[10..]);
     println!("MaxVio: {first:.2} at first, {last:.2} at the end, {alone:.2} without");
     assert!(
         first > 1.5 && last < 0.4 * first && last < 0.4 * alone,
@@ -301,6 +341,68 @@ fn whatever_is_killed_leaves_whole_checkpoints() {
     std::fs::write(newest.join("training/state.json"), "{").unwrap();
     let error = Trainer::new(recipe, &kernels, Some(&newest)).err().unwrap().to_string();
     assert!(error.contains("state.json"), "{error}");
+}
+
+const FULL_DISK_FOLDER: &str = "KANANA_TEST_FULL_DISK_FOLDER";
+
+#[test]
+#[ignore = "needs a disk of its own: the next test runs it so"]
+fn full_disk_child() {
+    let disk = PathBuf::from(std::env::var_os(FULL_DISK_FOLDER).unwrap());
+    let world = World::new();
+    let kernels = cpu(1);
+    let mut recipe = world.recipe("run", "f32", WHOLE, "learning_rate = 1e-2");
+    recipe.output = disk.join("run");
+    let mut trainer = Trainer::new(recipe.clone(), &kernels, None).unwrap();
+    trainer.step().unwrap();
+    let first = trainer.save().unwrap();
+    // Room for a part of the next one.
+    let room = trainer.space_needed().unwrap() / 4;
+    let filler = disk.join("filler");
+    std::fs::write(&filler, vec![1; (DISK_BYTES - size(&disk) - room) as usize]).unwrap();
+
+    trainer.step().unwrap();
+    let error = trainer.save().unwrap_err().to_string();
+    assert!(error.contains("no room on the disk"), "{error}");
+    assert_eq!(checkpoints(&recipe.output).unwrap(), [first.clone()], "the last one is left, and no half");
+    assert_eq!(std::fs::read_dir(&recipe.output).unwrap().count(), 1, "the room is given back");
+    let resumed = Trainer::new(recipe.clone(), &kernels, Some(&first)).unwrap();
+    assert_eq!(resumed.steps(), 1);
+    // With room again, the same trainer saves.
+    std::fs::remove_file(filler).unwrap();
+    let second = trainer.save().unwrap();
+    assert_eq!(Trainer::new(recipe, &kernels, Some(&second)).unwrap().steps(), 2);
+    println!("the save was refused");
+}
+
+/// Of the disk of the test below; blocks and folders take some of it.
+const DISK_BYTES: u64 = 2 << 20;
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = |then: &str, arguments: &[&OsStr]| {
+        let script = format!("mount -t tmpfs -o size={DISK_BYTES} tmpfs \"${FULL_DISK_FOLDER}\" && {then}");
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"])
+            .args(arguments)
+            .env(FULL_DISK_FOLDER, dir.path())
+            .output()
+    };
+    if !mounted("true", &[]).is_ok_and(|output| output.status.success()) {
+        println!("skipped: a tmpfs cannot be mounted here");
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let test = ["--exact", "full_disk_child", "--ignored", "--nocapture"].map(OsStr::new);
+    let output = mounted("exec \"$@\"", &[&[program.as_os_str()], &test[..]].concat()).unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && told.contains("the save was refused"),
+        "{told}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]

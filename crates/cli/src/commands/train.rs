@@ -24,7 +24,7 @@ use crate::args::{available_threads, thread_count};
 use crate::hints::failure;
 use crate::output::{self, Style};
 use crate::signals::EXIT_INTERRUPTED;
-use crate::{memory, progress};
+use crate::{disk, memory, progress};
 
 /// Train a model, or adapt one, as a recipe says.
 #[derive(Args)]
@@ -78,6 +78,7 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     let kernels: Arc<dyn Kernels> = Arc::new(cpu);
     std::fs::create_dir_all(&recipe.output).with_context(|| recipe.output.display().to_string())?;
     let mut trainer = Trainer::new(recipe.clone(), &*kernels, resume.as_deref())?;
+    check_space(&trainer)?;
     let stop = stop_flag()?;
     let mut log = Log::open(&recipe.output.join(METRICS), trainer.steps())?;
     let format = if recipe.model.precision == Precision::F32 { Format::F32 } else { Format::BF16 };
@@ -132,6 +133,25 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
         output::println(newest.display())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a run whose checkpoints do not fit on the disk: it would end in hours, not now.
+fn check_space(trainer: &Trainer<'_>) -> Result<()> {
+    let (folder, needed) = (&trainer.recipe().output, trainer.space_needed()?);
+    match disk::free_space(folder) {
+        Some(free) if free < needed => {
+            let message = format!(
+                "{}: the checkpoints of this run need {} more, and {} are free",
+                folder.display(),
+                output::bytes(needed),
+                output::bytes(free)
+            );
+            let hint = "lower checkpoints.keep, name an output on another disk, or free some space; \
+                        optimizer.state = \"bf16\" makes every checkpoint smaller";
+            Err(failure(message, hint))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Set by Ctrl-C and SIGTERM; a second one ends the program.

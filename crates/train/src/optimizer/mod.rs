@@ -1,11 +1,14 @@
 //! From gradients to steps: clipping, decay, AdamW, and Muon for the matrices of the layers.
 
+mod moment;
 mod muon;
 
 use std::collections::BTreeMap;
 
 use kanana_kernels::Kernels;
-use kanana_tensor::{DType, Tensor};
+use kanana_tensor::{DType, Tensor, bf16};
+pub use moment::MomentFormat;
+use moment::{Chance, Moment};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +37,8 @@ pub struct OptimizerOptions {
     pub muon_learning_rate: f32,
     /// Decay of Muon's running sum of gradients.
     pub muon_momentum: f32,
+    /// How running means and sums are stored between steps.
+    pub state: MomentFormat,
 }
 
 impl Default for OptimizerOptions {
@@ -48,6 +53,7 @@ impl Default for OptimizerOptions {
             clip_norm: 1.0,
             muon_learning_rate: 0.02,
             muon_momentum: 0.95,
+            state: MomentFormat::F32,
         }
     }
 }
@@ -74,6 +80,8 @@ pub struct Outcome {
 /// Running means, by parameter.
 pub struct Optimizer {
     options: OptimizerOptions,
+    /// What rounding follows from.
+    seed: u64,
     /// Updates done.
     steps: u64,
     /// `{name}.exp_avg`, `{name}.exp_avg_sq`, `{name}.momentum`.
@@ -88,14 +96,19 @@ const EXP_AVG_SQ: &str = "exp_avg_sq";
 const MOMENTUM: &str = "momentum";
 
 impl Optimizer {
-    /// One that has seen nothing.
-    pub fn new(options: OptimizerOptions) -> Self {
-        Optimizer { options, steps: 0, state: BTreeMap::new() }
+    /// One that has seen nothing. What is rounded follows from the seed.
+    pub fn new(options: OptimizerOptions, seed: u64) -> Self {
+        Optimizer::restored(options, seed, 0, BTreeMap::new())
     }
 
     /// One that goes on: [`Optimizer::state`] and [`Optimizer::steps`] of another.
-    pub fn restored(options: OptimizerOptions, steps: u64, state: BTreeMap<String, Tensor>) -> Self {
-        Optimizer { options, steps, state }
+    pub fn restored(
+        options: OptimizerOptions,
+        seed: u64,
+        steps: u64,
+        state: BTreeMap<String, Tensor>,
+    ) -> Self {
+        Optimizer { options, seed, steps, state }
     }
 
     /// Everything it remembers but [`Optimizer::steps`], by name.
@@ -113,7 +126,8 @@ impl Optimizer {
     /// Shapes: gradients have the shapes of their parameters, f32 in host memory, which this is the only handle of.
     /// Errors: a gradient without a parameter, or of another size than it or than what is remembered of it. Then, and when a
     /// gradient is not finite, nothing changes.
-    /// Cost: AdamW reads 16 and writes 12 bytes for each parameter. Same bits on any number of threads.
+    /// Cost: AdamW reads 16 and writes 12 bytes for each parameter, with a state in bf16 12 and 8. Same bits on any number
+    /// of threads.
     pub fn step(
         &mut self,
         kernels: &dyn Kernels,
@@ -135,9 +149,8 @@ impl Optimizer {
         self.steps += 1;
         for (name, gradient) in gradients {
             let parameter = parameters.get_mut(name).expect("checked above: this is a bug");
-            let of_layer = name.starts_with("model.layers.") && parameter.shape().len() == 2;
-            // A router is a classifier over experts, not a map of the hidden space.
-            let orthogonal = of_layer && self.options.algorithm == Algorithm::Muon && !is_router(name);
+            let of_layer = is_matrix_of_layer(name, parameter);
+            let orthogonal = self.is_orthogonal(name, parameter);
             let rate = factor
                 * if orthogonal { self.options.muon_learning_rate } else { self.options.learning_rate };
             let decay = match of_layer {
@@ -147,18 +160,48 @@ impl Optimizer {
             };
             if orthogonal {
                 let mut momentum = self.take(name, MOMENTUM, parameter);
-                let direction =
-                    muon::direction(kernels, gradient, &mut momentum, (scale, self.options.muon_momentum))?;
+                let (factors, chance) = ((scale, self.options.muon_momentum), self.chance(name));
+                let direction = match self.options.state {
+                    MomentFormat::F32 => {
+                        muon::direction::<f32>(kernels, gradient, &mut momentum, factors, chance)
+                    }
+                    MomentFormat::Bf16 => {
+                        muon::direction::<bf16>(kernels, gradient, &mut momentum, factors, chance)
+                    }
+                }?;
                 self.state.insert(format!("{name}.{MOMENTUM}"), momentum);
                 let direction = direction.as_slice::<f32>()?;
                 for (w, d) in parameter.as_mut_slice::<f32>()?.iter_mut().zip(direction) {
                     *w -= rate * d + decay * *w;
                 }
             } else {
-                self.adamw(name, parameter, gradient, (scale, rate, decay))?;
+                let factors = (scale, rate, decay);
+                match self.options.state {
+                    MomentFormat::F32 => self.adamw::<f32>(name, parameter, gradient, factors)?,
+                    MomentFormat::Bf16 => self.adamw::<bf16>(name, parameter, gradient, factors)?,
+                }
             }
         }
         Ok(Outcome { grad_norm, updated: true })
+    }
+
+    /// Bytes of all that will be remembered of these parameters.
+    pub fn state_bytes(&self, parameters: &BTreeMap<String, Tensor>) -> u64 {
+        let of = |(name, parameter): (&String, &Tensor)| {
+            let remembered = if self.is_orthogonal(name, parameter) { 1 } else { 2 };
+            (remembered * parameter.len() * self.options.state.dtype().size()) as u64
+        };
+        parameters.iter().map(of).sum()
+    }
+
+    /// Whether Muon updates it.
+    fn is_orthogonal(&self, name: &str, parameter: &Tensor) -> bool {
+        // A router is a classifier over experts, not a map of the hidden space.
+        self.options.algorithm == Algorithm::Muon && is_matrix_of_layer(name, parameter) && !is_router(name)
+    }
+
+    fn chance(&self, name: &str) -> Chance {
+        Chance::new(self.seed, self.steps, name)
     }
 
     /// Everything that could end a step half way.
@@ -171,11 +214,12 @@ impl Optimizer {
             .into_iter()
             .filter_map(|(what, tensor)| Some((what, tensor?)));
         for (what, tensor) in [("gradient", gradient)].into_iter().chain(remembered) {
-            if tensor.shape() != parameter.shape() || tensor.dtype() != DType::F32 {
+            let dtype = if what == "gradient" { DType::F32 } else { self.options.state.dtype() };
+            if tensor.shape() != parameter.shape() || tensor.dtype() != dtype {
                 return Err(TrainError::Misfit {
                     parameter: name.to_owned(),
                     what,
-                    expected: parameter.shape().to_vec(),
+                    expected: format!("{dtype} {:?}", parameter.shape()),
                     got: format!("{} {:?}", tensor.dtype(), tensor.shape()),
                 });
             }
@@ -183,7 +227,7 @@ impl Optimizer {
         Ok(())
     }
 
-    fn adamw(
+    fn adamw<M: Moment>(
         &mut self,
         name: &str,
         parameter: &mut Tensor,
@@ -197,15 +241,18 @@ impl Optimizer {
         let (mut mean, mut square) =
             (self.take(name, EXP_AVG, parameter), self.take(name, EXP_AVG_SQ, parameter));
         {
-            let (m, v) = (mean.as_mut_slice::<f32>()?, square.as_mut_slice::<f32>()?);
+            let chance = self.chance(name);
+            let (m, v) = (mean.as_mut_slice::<M>()?, square.as_mut_slice::<M>()?);
             let (w, g) = (parameter.as_mut_slice::<f32>()?, gradient.as_slice::<f32>()?);
             let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-            chunks.zip(g.par_chunks(CHUNK)).for_each(|(((w, m), v), g)| {
-                for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+            chunks.zip(g.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (((w, m), v), g))| {
+                for (i, (((w, m), v), g)) in w.iter_mut().zip(m).zip(v).zip(g).enumerate() {
                     let g = g * scale;
-                    *m = beta1 * *m + (1.0 - beta1) * g;
-                    *v = beta2 * *v + (1.0 - beta2) * g * g;
-                    *w -= rate * (*m / bias1) / ((*v / bias2).sqrt() + eps) + decay * *w;
+                    let mean = beta1 * m.widen() + (1.0 - beta1) * g;
+                    let square = beta2 * v.widen() + (1.0 - beta2) * g * g;
+                    *w -= rate * (mean / bias1) / ((square / bias2).sqrt() + eps) + decay * *w;
+                    let [of_mean, of_square] = chance.at(chunk * CHUNK + i);
+                    (*m, *v) = (M::round(mean, of_mean), M::round(square, of_square));
                 }
             });
         }
@@ -217,7 +264,7 @@ impl Optimizer {
     /// What is remembered of a parameter, taken out so that this is its only handle; zeros at first.
     fn take(&mut self, name: &str, what: &str, parameter: &Tensor) -> Tensor {
         let state = self.state.remove(&format!("{name}.{what}"));
-        state.unwrap_or_else(|| Tensor::zeros(parameter.shape(), DType::F32))
+        state.unwrap_or_else(|| Tensor::zeros(parameter.shape(), self.options.state.dtype()))
     }
 }
 
@@ -232,6 +279,10 @@ fn sum_of_squares(values: &[f32]) -> f64 {
         lanes.iter().sum::<f64>()
     };
     values.par_chunks(CHUNK).map(of_chunk).collect::<Vec<_>>().iter().sum()
+}
+
+fn is_matrix_of_layer(name: &str, parameter: &Tensor) -> bool {
+    name.starts_with("model.layers.") && parameter.shape().len() == 2
 }
 
 fn is_router(name: &str) -> bool {
@@ -253,7 +304,7 @@ mod tests {
     /// Two steps of one weight of 1.0 with gradients 0.5 and -0.25, by hand.
     fn check(name: &str, options: OptimizerOptions, expected: f32) {
         let mut parameters = one(name, &[1, 1], &[1.0]);
-        let mut optimizer = Optimizer::new(options);
+        let mut optimizer = Optimizer::new(options, 1);
         for gradient in [0.5, -0.25] {
             optimizer.step(&Reference, &mut parameters, &one(name, &[1, 1], &[gradient]), 0.5).unwrap();
         }
@@ -276,7 +327,7 @@ mod tests {
 
     #[test]
     fn gradients_that_are_not_finite_change_nothing() {
-        let mut optimizer = Optimizer::new(OptimizerOptions::default());
+        let mut optimizer = Optimizer::new(OptimizerOptions::default(), 1);
         let mut parameters = one(MATRIX, &[1, 2], &[1.0, 2.0]);
         let outcome = optimizer
             .step(&Reference, &mut parameters, &one(MATRIX, &[1, 2], &[f32::NAN, 0.0]), 1.0)
@@ -295,7 +346,7 @@ mod tests {
         let check = |gradients: BTreeMap<String, Tensor>, expected: &str| {
             let mut parameters = one(NORM, &[1], &[1.0]);
             parameters.extend(one(MATRIX, &[1, 2], &[1.0, 1.0]));
-            let mut optimizer = Optimizer::new(OptimizerOptions::default());
+            let mut optimizer = Optimizer::new(OptimizerOptions::default(), 1);
             let error = optimizer.step(&Reference, &mut parameters, &gradients, 1.0).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
             assert_eq!((parameters[NORM].as_slice::<f32>().unwrap(), optimizer.steps()), (&[1.0][..], 0));
@@ -312,39 +363,59 @@ mod tests {
     #[test]
     fn threads_do_not_matter() {
         let values: Vec<f32> = (0..2 * CHUNK + 3).map(|i| (i as f32).sin()).collect();
-        let run = |threads: usize| {
+        let run = |state: MomentFormat, threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut parameters = one(MATRIX, &[1, values.len()], &values);
             let gradients = one(MATRIX, &[1, values.len()], &values);
-            let mut optimizer = Optimizer::new(OptimizerOptions::default());
-            let step = || optimizer.step(&Reference, &mut parameters, &gradients, 1.0);
-            let outcome = pool.install(step).unwrap();
+            let options = OptimizerOptions { state, ..OptimizerOptions::default() };
+            let mut optimizer = Optimizer::new(options, 1);
+            let mut step = || optimizer.step(&Reference, &mut parameters, &gradients, 1.0);
+            pool.install(&mut step).unwrap();
+            // The second step reads what the first one rounded.
+            let outcome = pool.install(&mut step).unwrap();
             let w = parameters[MATRIX].as_slice::<f32>().unwrap();
             (outcome.grad_norm.to_bits(), w.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
         };
-        assert!(run(1) == run(3));
+        for state in [MomentFormat::F32, MomentFormat::Bf16] {
+            assert!(run(state, 1) == run(state, 3), "{state:?}");
+        }
     }
 
     #[test]
     fn a_restored_optimizer_goes_on_bit_by_bit() {
-        for algorithm in [Algorithm::AdamW, Algorithm::Muon] {
-            let options = OptimizerOptions { algorithm, ..OptimizerOptions::default() };
+        for (algorithm, state) in [
+            (Algorithm::AdamW, MomentFormat::F32),
+            (Algorithm::Muon, MomentFormat::F32),
+            (Algorithm::AdamW, MomentFormat::Bf16),
+            (Algorithm::Muon, MomentFormat::Bf16),
+        ] {
+            let options = OptimizerOptions { algorithm, state, ..OptimizerOptions::default() };
             let gradient = |i: usize| one(MATRIX, &[2, 3], &[0.1, -0.2, 0.3, 0.5 * i as f32, 0.25, -0.125]);
             let mut straight = one(MATRIX, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-            let mut optimizer = Optimizer::new(options);
+            let mut optimizer = Optimizer::new(options, 1);
             optimizer.step(&Reference, &mut straight, &gradient(0), 1.0).unwrap();
             let mut resumed = one(MATRIX, &[2, 3], straight[MATRIX].as_slice::<f32>().unwrap());
-            let state = optimizer.state().iter().map(|(name, tensor)| {
-                let copy = Tensor::from_slice(tensor.shape(), tensor.as_slice::<f32>().unwrap()).unwrap();
-                (name.clone(), copy)
+            let bytes: usize = optimizer.state().values().map(Tensor::bytes).sum();
+            assert_eq!(optimizer.state_bytes(&straight), bytes as u64, "{algorithm:?} {state:?}");
+            // Copies: a tensor with two handles cannot be written to.
+            let saved = optimizer.state().iter().map(|(name, tensor)| {
+                let copy = match state {
+                    MomentFormat::F32 => {
+                        Tensor::from_slice(tensor.shape(), tensor.as_slice::<f32>().unwrap())
+                    }
+                    MomentFormat::Bf16 => {
+                        Tensor::from_slice(tensor.shape(), tensor.as_slice::<bf16>().unwrap())
+                    }
+                };
+                (name.clone(), copy.unwrap())
             });
-            let mut restored = Optimizer::restored(options, optimizer.steps(), state.collect());
+            let mut restored = Optimizer::restored(options, 1, optimizer.steps(), saved.collect());
             optimizer.step(&Reference, &mut straight, &gradient(1), 0.7).unwrap();
             restored.step(&Reference, &mut resumed, &gradient(1), 0.7).unwrap();
             assert_eq!(
                 straight[MATRIX].as_slice::<f32>().unwrap(),
                 resumed[MATRIX].as_slice::<f32>().unwrap(),
-                "{algorithm:?}"
+                "{algorithm:?} {state:?}"
             );
         }
     }
@@ -359,7 +430,7 @@ mod tests {
         };
         let mut parameters = one(MATRIX, &[3, 2], &[0.0; 6]);
         let gradient = one(MATRIX, &[3, 2], &[3.0, 3.5, -2.0, -1.0, 1.0, 1.5]);
-        Optimizer::new(options).step(&Reference, &mut parameters, &gradient, 1.0).unwrap();
+        Optimizer::new(options, 1).step(&Reference, &mut parameters, &gradient, 1.0).unwrap();
         let w = parameters[MATRIX].as_slice::<f32>().unwrap();
         let column = |i: usize| [w[i], w[i + 2], w[i + 4]];
         let dot = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();

@@ -3,6 +3,7 @@
 use kanana_kernels::{Format, Kernels};
 use kanana_tensor::Tensor;
 
+use super::moment::{Chance, Moment};
 use crate::Result;
 
 /// Coefficients of the quintic iteration. Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers".
@@ -12,18 +13,21 @@ const ITERATIONS: usize = 5;
 /// Updates the momentum and gives the step's direction, with Nesterov's look ahead.
 ///
 /// Shapes: all `[rows, columns]`. Cost: 5 iterations of 2·r²·(2·c + r) FLOPs, r the smaller extent and c the larger.
-pub(super) fn direction(
+pub(super) fn direction<M: Moment>(
     kernels: &dyn Kernels,
     gradient: &Tensor,
     momentum: &mut Tensor,
     (scale, beta): (f32, f32),
+    chance: Chance,
 ) -> Result<Tensor> {
     let (rows, columns) = (gradient.rows(), gradient.row_len());
     let mut ahead = Vec::with_capacity(gradient.len());
-    for (sum, g) in momentum.as_mut_slice::<f32>()?.iter_mut().zip(gradient.as_slice::<f32>()?) {
+    let sums = momentum.as_mut_slice::<M>()?.iter_mut().enumerate();
+    for ((i, sum), g) in sums.zip(gradient.as_slice::<f32>()?) {
         let g = g * scale;
-        *sum = beta * *sum + g;
-        ahead.push(g + beta * *sum);
+        let exact = beta * sum.widen() + g;
+        ahead.push(g + beta * exact);
+        *sum = M::round(exact, chance.at(i)[0]);
     }
     let norm = ahead.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32;
     ahead.iter_mut().for_each(|x| *x /= norm + 1e-7);

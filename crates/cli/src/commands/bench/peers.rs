@@ -203,7 +203,7 @@ fn file_bytes(config: &Config, format: GgufFormat) -> u64 {
 }
 
 fn check_space(folder: &Path, needed: u64) -> Result<()> {
-    match free_space(folder) {
+    match disk::free_space(folder) {
         Some(free) if free < needed => Err(failure(
             format_args!(
                 "the files for llama-bench take {}, but {} has {} free",
@@ -214,20 +214,6 @@ fn check_space(folder: &Path, needed: u64) -> Result<()> {
             "free some space, name another folder with TMPDIR, or give a GGUF file with --model",
         )),
         _ => Ok(()),
-    }
-}
-
-/// Bytes that can be written to the disk of a folder, where that is known.
-fn free_space(folder: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let disk = rustix::fs::statvfs(folder).ok()?;
-        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = folder;
-        None
     }
 }
 
