@@ -3,14 +3,16 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Checkpoint, Finished, finish, kanana};
-use kanana_checkpoint::Checkpoint as Weights;
+use kanana_checkpoint::{Checkpoint as Weights, CheckpointError, SaveOptions, TensorSpec, save};
 use kanana_kernels::{Cpu, Format, Kernels};
-use kanana_model::weight_format;
+use kanana_model::{Config, optional_tensors, weight_format};
+use kanana_tensor::Tensor;
 use serde_json::{Value, json};
 
 fn run(args: &[&str]) -> Finished {
@@ -82,6 +84,41 @@ fn the_bytes_are_those_that_the_kernels_pack_and_the_rest_is_as_it_was() {
             assert_eq!(after.packed(name).unwrap().as_bytes(), expected.as_bytes(), "{name}");
         }
     }
+}
+
+/// A mixture that has what DeepSeek-V3 adds to the scores of its routers: it is used, and it comes along.
+#[test]
+fn the_bias_of_a_router_is_kept_as_it_is() {
+    let plain = families().swap_remove(2);
+    let made = tempfile::tempdir().unwrap();
+    let [source, stored, folder] = ["source", "stored", "folder"].map(|name| made.path().join(name));
+    let before = Weights::open(&plain).unwrap();
+    let config = Config::from_dir(&plain).unwrap();
+    let mut tensors: BTreeMap<String, Tensor> =
+        before.names().map(|name| (name.to_owned(), before.tensor(name).unwrap())).collect();
+    for (i, (name, shape)) in optional_tensors(&config).into_iter().enumerate() {
+        let values: Vec<f32> = (0..shape[0]).map(|x| 0.3001 * ((x + i) % 3) as f32).collect();
+        tensors.insert(name, Tensor::from_slice(&shape, &values).unwrap());
+    }
+    let specs: Vec<TensorSpec> = tensors.iter().map(|(name, x)| TensorSpec::of(name, x)).collect();
+    let fetch = |name: &str| Ok::<_, CheckpointError>(tensors[name].clone());
+    save(&source, &specs, fetch, &SaveOptions::default()).unwrap();
+    fs::copy(plain.join("config.json"), source.join("config.json")).unwrap();
+
+    assert_ne!(answer(&source, &["--dtype", "f32"]), answer(&plain, &["--dtype", "f32"]));
+    quantize(&source, &stored, "q8");
+    assert_eq!(answer(&stored, &[]), answer(&source, &["--dtype", "q8"]));
+    let [source, folder] = [&source, &folder].map(|path| path.to_str().unwrap());
+    run(&["convert", source, folder, "--dtype", "bf16"]).text();
+    for there in [stored.as_path(), Path::new(folder)] {
+        let weights = Weights::open(there).unwrap();
+        for (name, _) in optional_tensors(&config) {
+            let bias = weights.tensor(&name).unwrap();
+            assert_eq!(bias.as_slice::<f32>().unwrap(), tensors[&name].as_slice::<f32>().unwrap(), "{name}");
+        }
+    }
+    let file = made.path().join("file.gguf");
+    run(&["convert", source, file.to_str().unwrap()]).check_refused(&["e_score_correction_bias", "no place"]);
 }
 
 #[test]

@@ -163,6 +163,21 @@ fn a_run_that_is_killed_and_resumed_is_the_straight_run() {
     error(folder, &["plot", "run", "--metric", "los"], "no run has a metric \"los\"");
 }
 
+/// More steps, each saved and kept, than any disk holds.
+#[cfg(unix)]
+#[test]
+fn checkpoints_that_do_not_fit_are_refused_before_the_first_step() {
+    let root = prepared();
+    let folder = root.path();
+    let recipe = RECIPE
+        .replace("steps = 12", "steps = 1000000000000")
+        .replace("max_epochs = 20", "max_epochs = 1e15")
+        .replace("every = 4", "every = 1\nkeep = 1000000000000");
+    fs::write(folder.join("large.toml"), recipe).unwrap();
+    error(folder, &["train", "large.toml"], "run: the checkpoints of this run need ");
+    assert!(!folder.join("run/metrics.jsonl").exists(), "nothing was begun");
+}
+
 #[test]
 fn what_is_wrong_is_said_before_work_begins() {
     let root = prepared();

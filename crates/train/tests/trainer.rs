@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
@@ -381,6 +379,8 @@ const DISK_BYTES: u64 = 2 << 20;
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_leaves_the_last_checkpoint() {
+    use std::ffi::OsStr;
+    use std::process::Command;
     let dir = tempfile::tempdir().unwrap();
     let mounted = |then: &str, arguments: &[&OsStr]| {
         let script = format!("mount -t tmpfs -o size={DISK_BYTES} tmpfs \"${FULL_DISK_FOLDER}\" && {then}");

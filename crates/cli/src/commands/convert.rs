@@ -1,5 +1,6 @@
 //! `kanana convert`: a checkpoint folder as a GGUF file, a GGUF file as a folder, either in another precision.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use kanana_checkpoint::gguf::{
 };
 use kanana_checkpoint::{Checkpoint, CheckpointError, SaveOptions, TensorSpec, save};
 use kanana_kernels::Cpu;
-use kanana_model::{Config, cost, numbers};
+use kanana_model::{Config, cost, numbers, optional_tensors};
 use kanana_tensor::{DType, Tensor, bf16, f16};
 use serde_json::{Value, json};
 
@@ -185,10 +186,16 @@ impl Model {
     /// Writes a checkpoint folder and returns the name of its dtype.
     fn write_folder(&self, dir: &Path, dtype: DType) -> Result<String> {
         let checkpoint = &self.checkpoint;
+        let exact: BTreeSet<String> =
+            optional_tensors(&self.config).into_iter().map(|(name, _)| name).collect();
         let specs: Vec<TensorSpec> = checkpoint
             .names()
             .filter_map(|name| Some((name, checkpoint.get(name)?)))
-            .map(|(name, info)| TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() })
+            .map(|(name, info)| {
+                // The bias of a router moves by less than half a step of 16 bits.
+                let dtype = if exact.contains(name) { DType::F32 } else { dtype };
+                TensorSpec { name: name.to_owned(), dtype, shape: info.shape.to_vec() }
+            })
             .collect();
         let options = SaveOptions {
             metadata: [("format".to_owned(), "pt".to_owned())].into(),
@@ -198,6 +205,7 @@ impl Model {
         let kernels = Cpu::default();
         let mut done = 0;
         let fetch = |name: &str| -> Result<Tensor> {
+            let dtype = if exact.contains(name) { DType::F32 } else { dtype };
             let tensor = cast(name, &numbers(checkpoint, &kernels, name)?, dtype)?;
             // A view of the file stays valid: its pages come back when they are written.
             checkpoint.release(name);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kanana_checkpoint::{Packing, SaveOptions, TensorSpec, save};
 use kanana_kernels::{Cpu, CpuOptions, Format, Kernels, Packed};
-use kanana_model::{Config, expected_tensors, weight_format};
+use kanana_model::{Config, expected_tensors, optional_tensors, weight_format};
 use kanana_tensor::{DType, Tensor};
 use serde_json::{Value, json};
 
@@ -145,7 +145,9 @@ fn write(model: &Model, to: &Path, format: Format, kernels: &dyn Kernels) -> Res
 /// Every tensor of the result, and the metadata of its files: what the packed ones stand for, by name.
 fn plan(model: &Model, format: Format) -> (Vec<TensorSpec>, BTreeMap<String, String>) {
     let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let specs = expected_tensors(&model.config).into_iter().map(|(name, shape)| {
+    let optional = optional_tensors(&model.config).into_iter();
+    let there = optional.filter(|(name, _)| model.checkpoint.get(name).is_some());
+    let specs = expected_tensors(&model.config).into_iter().chain(there).map(|(name, shape)| {
         let format = weight_format(&name, format);
         if let [out_features, in_features] = shape[..]
             && let Some(panels) = Packed::shape(format, out_features, in_features)

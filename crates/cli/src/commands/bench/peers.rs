@@ -14,6 +14,7 @@ use super::interruption::Interruption;
 use super::llama_bench::{LlamaBench, Test};
 use super::measure::{Case, median};
 use super::subject::Subject;
+use crate::disk;
 use crate::hints::failure;
 use crate::load::is_gguf;
 use crate::output::{self, bytes};
