@@ -321,6 +321,33 @@ fn no_more_is_held_than_a_limit() {
     assert_eq!(parse(Llama3Json, TOOLS, &answer).text, answer);
 }
 
+/// Answers of a model that has lost itself take time in proportion to their length.
+#[test]
+fn long_answers_are_read_in_linear_time() {
+    let blanks = " ".repeat(200_000);
+    for (format, answer) in [
+        (Kanana, format!("<function=f>{{{blanks}")),
+        (Kanana, format!("<function=f>{blanks}")),
+        (Kanana, format!("<function=f>{{}}{blanks}x")),
+        (Hermes, format!("<tool_call>{{\"name\": \"f\", \"arguments\": {{}}}}{blanks}x")),
+        (Hermes, "<tool_call>{\"arguments\": {\"".repeat(8_000)),
+        (Llama3Json, format!("[{blanks}{{")),
+        (Kanana, "<|eot_id|>".repeat(20_000)),
+        (Kanana, "<function=".repeat(20_000)),
+    ] {
+        let start = std::time::Instant::now();
+        let whole = parse(format, TOOLS, &answer);
+        let chars: Vec<&str> = answer.split_inclusive(|_| true).collect();
+        assert_eq!(in_pieces(format, &TOOLS, chars), whole);
+        let shown = answer.chars().take(50).collect::<String>();
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(5),
+            "{format} {shown}: {:?}",
+            start.elapsed()
+        );
+    }
+}
+
 /// Fragments that answers are made of, so that random ones come near to calls.
 const FRAGMENTS: &[&str] = &[
     "<function=",

@@ -16,6 +16,9 @@ const MAX_HELD: usize = 16 << 10;
 /// Longest name of a function where any name will do, in bytes.
 const MAX_NAME: usize = 64;
 
+/// Longest run of tokens that end a turn, in bytes: what stands before is text.
+const MAX_ENDING: usize = 64;
+
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToolEvent {
@@ -69,7 +72,7 @@ pub struct ToolParser {
     input: VecDeque<char>,
     /// What has been read and is not yet known to be text or call.
     held: String,
-    /// Bytes at the beginning of `held` that belong to no text if a call follows.
+    /// Bytes at the beginning of `held` that belong to no text if what follows is a call, or the end of one.
     glue: usize,
     calls: usize,
     events: Vec<ToolEvent>,
@@ -180,7 +183,7 @@ impl ToolParser {
             }
             State::Object(call, range) => self.object(call, range, c),
             State::Announced(call) => self.announced(call, c),
-            State::Close => self.close(),
+            State::Close => self.close(c),
         }
     }
 
@@ -252,7 +255,7 @@ impl ToolParser {
     /// `held` is what may stand between the arguments and the next call.
     fn arguments(&mut self, mut nesting: Nesting, c: char) -> State {
         if !nesting.in_string() {
-            let end = self.held.trim_start_matches(is_space);
+            let end = self.behind_space(c);
             if end == FUNCTION_END {
                 return self.ended();
             }
@@ -315,8 +318,8 @@ impl ToolParser {
         }
     }
 
-    fn close(&mut self) -> State {
-        let end = self.held.trim_start_matches(is_space);
+    fn close(&mut self, c: char) -> State {
+        let end = self.behind_space(c);
         if end == TOOL_CALL_END {
             return self.ended();
         }
@@ -325,6 +328,14 @@ impl ToolParser {
         }
         self.read_again(0);
         self.ended()
+    }
+
+    /// What is held without the white space it begins with, of which `c` may be more.
+    fn behind_space(&mut self, c: char) -> &str {
+        if is_space(c) && self.glue + 1 == self.held.len() {
+            self.glue += 1;
+        }
+        &self.held[self.glue..]
     }
 
     fn ended(&mut self) -> State {
@@ -360,6 +371,7 @@ impl ToolParser {
 
     /// What is held is part of the arguments.
     fn argument(&mut self) {
+        self.glue = 0;
         let held = take(&mut self.held);
         match self.events.last_mut() {
             Some(ToolEvent::Arguments { delta, .. }) => *delta += &held,
@@ -388,7 +400,7 @@ impl ToolParser {
     }
 }
 
-/// Keeps from an answer the tokens that end a turn, if they are its last.
+/// Keeps from an answer the tokens that end a turn, if they are its last [`MAX_ENDING`] bytes.
 #[derive(Debug, Default)]
 struct Ending {
     held: String,
@@ -399,10 +411,11 @@ impl Ending {
 
     fn push(&mut self, text: &str) -> String {
         self.held += text;
-        let starts = self.held.match_indices('<').map(|(start, _)| start);
-        let end = starts.into_iter().find(|&start| {
-            let rest = Self::without_marks(&self.held[start..]);
-            Self::MARKS.iter().any(|mark| mark.starts_with(rest))
+        let mut starts = self.held.match_indices('<').map(|(start, _)| start);
+        let end = starts.find(|&start| {
+            let ending = &self.held[start..];
+            let rest = || Self::without_marks(ending);
+            ending.len() <= MAX_ENDING && Self::MARKS.iter().any(|mark| mark.starts_with(rest()))
         });
         let held = self.held.split_off(end.unwrap_or(self.held.len()));
         std::mem::replace(&mut self.held, held)
