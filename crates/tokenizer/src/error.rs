@@ -74,6 +74,14 @@ pub enum TokenizerError {
         /// Expected and got.
         problem: String,
     },
+    /// A tool, or the choice among tools, is not of the form that OpenAI's API has.
+    #[error("tools: {field}: {problem}")]
+    Tool {
+        /// The field at fault.
+        field: String,
+        /// Expected and got.
+        problem: String,
+    },
     /// The template does not parse.
     #[error("chat template {name}: syntax error: {problem}")]
     TemplateSyntax {

@@ -9,6 +9,7 @@ use crate::{Result, TokenizerError};
 ///
 /// Unknown fields are kept, since templates may read them. Arguments of tool calls that arrive as a JSON string (as
 /// the OpenAI API has them) are parsed to an object: templates write them with `tojson`, which would quote them again.
+/// Arguments that are missing, null or an empty string are an empty object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub struct Message(Map<String, Value>);
@@ -54,8 +55,8 @@ impl Message {
 
     /// Checks a message given as JSON.
     ///
-    /// Errors: not an object; `role` missing or no string; `content` neither string, null nor a list of parts;
-    /// `tool_calls` no list of calls with a function name.
+    /// Errors: not an object; `role` missing or no string; `content` neither string, null nor a list of parts, or a text
+    /// part without text; `name` or `tool_call_id` no string; `tool_calls` no list of calls with a function name.
     pub fn from_value(value: Value) -> Result<Self> {
         let Value::Object(mut fields) = value else {
             return Err(wrong("message", "an object", &value));
@@ -66,8 +67,14 @@ impl Message {
         }
         match fields.get("content") {
             None | Some(Value::Null | Value::String(_)) => {}
-            Some(Value::Array(parts)) if parts.iter().all(|part| part.is_object() || part.is_string()) => {}
+            Some(Value::Array(parts)) => parts.iter().try_for_each(check_part)?,
             Some(other) => return Err(wrong("content", "a string, null or a list of parts", other)),
+        }
+        for name in ["name", "tool_call_id"] {
+            match fields.get(name) {
+                None | Some(Value::Null | Value::String(_)) => {}
+                Some(other) => return Err(wrong(name, "a string", other)),
+            }
         }
         match fields.get_mut("tool_calls") {
             None | Some(Value::Null) => {}
@@ -107,6 +114,20 @@ impl From<Message> for Value {
     }
 }
 
+fn check_part(part: &Value) -> Result<()> {
+    match part {
+        Value::String(_) => Ok(()),
+        Value::Object(part) if part.get("type").is_some_and(|kind| kind == "text") => {
+            match part.get("text") {
+                Some(Value::String(_)) => Ok(()),
+                other => Err(wrong("content[].text", "a string", other.unwrap_or(&Value::Null))),
+            }
+        }
+        Value::Object(_) => Ok(()),
+        other => Err(wrong("content[]", "a part (an object) or a string", other)),
+    }
+}
+
 /// Checks one tool call and parses its arguments. Arguments that are no JSON object stay the string they are: a model
 /// may well have written them.
 fn check_call(call: &mut Value) -> Result<()> {
@@ -121,10 +142,14 @@ fn check_call(call: &mut Value) -> Result<()> {
             function.get("name").unwrap_or(&Value::Null),
         ));
     }
-    if let Some(Value::String(text)) = function.get("arguments")
-        && let Ok(object @ Value::Object(_)) = serde_json::from_str(text)
-    {
-        function["arguments"] = object;
+    match function.get("arguments") {
+        Some(Value::String(text)) if !text.trim().is_empty() => {
+            if let Ok(object @ Value::Object(_)) = serde_json::from_str(text) {
+                function["arguments"] = object;
+            }
+        }
+        None | Some(Value::Null | Value::String(_)) => function["arguments"] = json!({}),
+        Some(_) => {}
     }
     Ok(())
 }
@@ -147,7 +172,12 @@ mod tests {
         check(json!("hi"), "message: expected an object");
         check(json!({ "content": "hi" }), "role: expected a non-empty string, got null");
         check(json!({ "role": "user", "content": 3 }), "content: expected a string");
-        check(json!({ "role": "user", "content": [3] }), "content: expected");
+        check(json!({ "role": "user", "content": [3] }), "content[]: expected a part");
+        check(
+            json!({ "role": "user", "content": [{ "type": "text" }] }),
+            "content[].text: expected a string, got null",
+        );
+        check(json!({ "role": "tool", "tool_call_id": 3 }), "tool_call_id: expected a string, got 3");
         check(json!({ "role": "assistant", "tool_calls": {} }), "tool_calls: expected a list");
         check(json!({ "role": "assistant", "tool_calls": [{ "function": {} }] }), "name: expected a string");
     }
@@ -162,6 +192,8 @@ mod tests {
         assert_eq!(parse(json!("{\"도시\": \"서울\"}")), json!({ "도시": "서울" }));
         assert_eq!(parse(json!({ "a": 1 })), json!({ "a": 1 }));
         assert_eq!(parse(json!("{broken")), json!("{broken"));
+        assert_eq!(parse(json!("[1]")), json!("[1]"));
+        assert_eq!((parse(json!("")), parse(json!(null))), (json!({}), json!({})));
     }
 
     #[test]

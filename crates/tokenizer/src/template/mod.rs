@@ -1,7 +1,8 @@
 //! A conversation to the one string the model was trained on.
 //!
 //! Templates are rendered as transformers renders them (`render_jinja_template`, version in `tests/goldens/make.py`);
-//! `render.rs` holds the environment and its limits, `python.rs` what Python prints.
+//! `render.rs` holds the environment and its limits, `python.rs` what Python prints, `messages.rs` what is done to messages
+//! for templates that would not understand them.
 //! Tests: `cargo test -p kanana-tokenizer template`.
 //!
 //! # The built-in Kanana format (`kanana.jinja`)
@@ -15,6 +16,7 @@
 //! and contents are trimmed (Llama 3 does). **Our own words**: the instructions below the list of tools, so a prompt
 //! with tools is not byte-equal to the vendor's.
 
+mod messages;
 mod python;
 mod render;
 #[cfg(test)]
@@ -206,13 +208,36 @@ impl ChatTemplate {
     ///
     /// Source: transformers, `utils/chat_template_utils.py`, `render_jinja_template`.
     pub fn render(&self, request: &ChatRequest) -> Result<String> {
-        let source = self.source(request.tools.is_some());
-        let mut messages: Vec<Map<String, Value>> =
-            request.messages.iter().map(|message| alias_reasoning(message.fields())).collect();
+        let mut messages = self.adapted(request);
         let open = match request.ending {
             Ending::ContinueFinal => Some(tag_final_message(&mut messages)?),
             _ => None,
         };
+        let text = self.run(request, messages)?;
+        match open {
+            Some(text_to_continue) => cut_at_tag(text, &text_to_continue),
+            None => Ok(text),
+        }
+    }
+
+    /// The messages as this template understands them; see `messages.rs`.
+    fn adapted(&self, request: &ChatRequest) -> Vec<Map<String, Value>> {
+        let mut messages: Vec<_> = request.messages.iter().map(|message| message.fields().clone()).collect();
+        messages::alias_reasoning(&mut messages);
+        messages::name_results(&mut messages);
+        if messages::knows_only_ipython(self.source(request.tools.is_some())) {
+            messages::rename_tool_role(&mut messages);
+        }
+        if messages.iter().any(messages::has_text_parts) {
+            let sample = self.run(request, vec![messages::sample_of_parts()]);
+            if !sample.is_ok_and(|text| messages::reads_parts(&text)) {
+                messages::join_text_parts(&mut messages);
+            }
+        }
+        messages
+    }
+
+    fn run(&self, request: &ChatRequest, messages: Vec<Map<String, Value>>) -> Result<String> {
         let mut variables = self.special_tokens.clone();
         variables.extend(request.variables.clone());
         variables.insert("messages".into(), messages.into());
@@ -221,15 +246,11 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt".into(), json!(request.ending == Ending::GenerationPrompt));
         let job = render::Job {
             name: self.origin.to_string(),
-            source: source.to_string(),
+            source: self.source(request.tools.is_some()).to_string(),
             variables,
             now: request.now.unwrap_or_else(SystemTime::now),
         };
-        let text = job.run()?;
-        match open {
-            Some(text_to_continue) => cut_at_tag(text, &text_to_continue),
-            None => Ok(text),
-        }
+        job.run()
     }
 }
 
@@ -257,20 +278,6 @@ pub fn render_sample(source: &str) -> Result<String> {
         ..ChatRequest::new(messages)
     };
     ChatTemplate::from_source("sample", source)?.render(&request)
-}
-
-/// Gives reasoning every name that templates read it under.
-fn alias_reasoning(message: &Map<String, Value>) -> Map<String, Value> {
-    let names = ["reasoning_content", "thinking", "reasoning"];
-    let Some(reasoning) = names.iter().find_map(|name| message.get(*name).filter(|value| !value.is_null()))
-    else {
-        return message.clone();
-    };
-    let mut aliased = Map::new();
-    aliased.insert("thinking".into(), reasoning.clone());
-    aliased.extend(message.clone());
-    aliased.insert("reasoning_content".into(), reasoning.clone());
-    aliased
 }
 
 /// Marks the end of the final message's text and returns that text.

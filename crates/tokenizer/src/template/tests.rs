@@ -112,6 +112,70 @@ fn kanana_refuses_what_it_cannot_say() {
     assert!(matches!(ChatTemplate::built_in().render(&request), Err(TokenizerError::TemplateRaised { .. })));
 }
 
+/// A template of functionary's kind, in two dialects: one has the role `tool`, the other only `ipython`.
+fn functionary(tool_role: &str) -> String {
+    let template = "{{ bos_token }}
+{%- for m in messages %}
+{%- if m.role in ['system', 'user'] %}
+{{- '[' + m.role + ']' + m.content | trim }}
+{%- elif m.role == 'TOOL' %}
+{{- '[ipython]' + m.content + (' of ' + m.name if m.name else '') }}
+{%- elif m.role == 'assistant' %}
+{{- '[assistant]' }}{% if m.content %}{{ m.content }}{% endif %}
+{%- for call in m.tool_calls or [] %}
+{{- '<function=' + call.function.name + '>' + call.function.arguments | tojson + '</function>' }}
+{%- endfor %}
+{%- else %}{{ raise_exception('role ' + m.role) }}
+{%- endif %}
+{%- endfor %}";
+    template.replace("TOOL", tool_role)
+}
+
+/// A conversation as an OpenAI client sends it, through templates that know less than the API.
+#[test]
+fn openai_messages_reach_every_template() {
+    let part = |text: &str| json!({ "type": "text", "text": text });
+    let call = |id: &str, name: &str, arguments: &str| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
+    let calls = json!([call("a", "weather", "{\"도시\": \"서울\"}"), call("b", "time", "")]);
+    let messages = json!([
+        { "role": "user", "content": [part("서울"), part("은?")] },
+        { "role": "assistant", "content": null, "tool_calls": calls },
+        { "role": "tool", "tool_call_id": "b", "content": "12:00" },
+        { "role": "tool", "tool_call_id": "a", "content": [part("21도")] },
+        { "role": "tool", "tool_call_id": "x", "name": "own", "content": "" },
+    ]);
+    let request = ChatRequest {
+        ending: Ending::Closed,
+        messages: from_value(messages).unwrap(),
+        ..ChatRequest::default()
+    };
+    let expected = "[user]서울은?[assistant]<function=weather>{\"도시\": \"서울\"}</function><function=time>{}</function>\
+        [ipython]12:00 of time[ipython]21도 of weather[ipython] of own";
+    for role in ["tool", "ipython"] {
+        assert_eq!(render(&functionary(role), &request).unwrap(), expected, "{role}");
+    }
+    let text = ChatTemplate::built_in().render(&request).unwrap();
+    assert!(text.ends_with("<|start_header_id|>ipython<|end_header_id|>\n\n<|eot_id|>"), "{text}");
+    assert!(text.contains("서울은?<|eot_id|>"), "{text}");
+}
+
+/// Templates that look into lists of parts see them; what is not all text is left to the template.
+#[test]
+fn parts_are_joined_only_where_they_must() {
+    let check = |source: &str, content: Value, expected: &str| {
+        let message = Message::from_value(json!({ "role": "user", "content": content })).unwrap();
+        assert_eq!(render(source, &ChatRequest::new([message])).unwrap(), expected, "{source}");
+    };
+    let parts = json!([{ "type": "text", "text": "a" }, "b"]);
+    check("{{ messages[0].content }}", parts.clone(), "ab");
+    check("{{ messages[0]['content'] | trim }}", parts.clone(), "ab");
+    check("{{ messages[0].content | tojson }}", parts, "\"ab\"");
+    let two = json!([{ "type": "text", "text": "a" }, { "type": "text", "text": "b" }]);
+    check("{% for part in messages[0].content %}[{{ part.text }}]{% endfor %}", two, "[a][b]");
+    let image = json!([{ "type": "image" }]);
+    check("{{ messages[0].content | length }}{{ messages[0].content[0].type }}", image, "1image");
+}
+
 #[test]
 fn sources_in_order() {
     let dir = tempfile::tempdir().unwrap();
