@@ -13,7 +13,7 @@ use crate::runner::Runner;
 use crate::scheduler::{Limits, Scheduler};
 use crate::sequence::{Prediction, Resolved, Sequence};
 use crate::speculation::Proposer;
-use crate::{EngineError, Request, Result, SequenceId, Speculation, StepOutput};
+use crate::{Constraint, EngineError, Request, Result, SequenceId, Speculation, StepOutput};
 
 /// How much memory and how much work at once.
 #[derive(Clone, Debug)]
@@ -152,6 +152,19 @@ impl Engine {
     /// Errors: [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenOutOfRange`],
     /// [`EngineError::KvMemory`] when it could never run, [`EngineError::Parameter`] naming a sampling parameter.
     pub fn add(&mut self, request: Request) -> Result<SequenceId> {
+        self.queue(request, None)
+    }
+
+    /// Queues a request whose answer follows a grammar: nothing but what the constraint allows is generated, and the
+    /// end where it may end. A token that completes the text so that nothing may follow ends the sequence, be it sooner
+    /// than `min_tokens`. With `ignore_eos` the end comes only there.
+    ///
+    /// Errors: those of [`Self::add`].
+    pub fn add_constrained(&mut self, request: Request, constraint: Constraint) -> Result<SequenceId> {
+        self.queue(request, Some(constraint))
+    }
+
+    fn queue(&mut self, request: Request, constraint: Option<Constraint>) -> Result<SequenceId> {
         if request.prompt.is_empty() {
             return Err(EngineError::EmptyPrompt);
         }
@@ -164,7 +177,11 @@ impl Engine {
         };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.scheduler.add(Sequence::new(id, request, resolved));
+        let sequence = Sequence::new(id, request, resolved);
+        self.scheduler.add(match constraint {
+            Some(constraint) => sequence.constrained(constraint),
+            None => sequence,
+        });
         Ok(id)
     }
 

@@ -41,7 +41,7 @@ pub enum EngineError {
         "{field} names token {token}, but the model's vocabulary has {vocab_size} tokens, counted from 0"
     )]
     TokenOutOfRange {
-        /// Where the id stands: `prompt`, `logit_bias` or `stop_token_ids`.
+        /// Where the id stands: `prompt`, `logit_bias`, `stop_token_ids`, `specials` or `eos_token_ids`.
         field: &'static str,
         /// The id.
         token: u32,
@@ -68,6 +68,14 @@ pub enum EngineError {
         draft: usize,
         /// The model's vocabulary.
         target: usize,
+    },
+    /// A grammar that cannot be followed.
+    #[error("{field} is refused: {reason}")]
+    Grammar {
+        /// Which kind of grammar: `json_schema`, `json_object`, `regex`, `choice` or `lark`.
+        field: &'static str,
+        /// What is wrong with it, or too much.
+        reason: String,
     },
     /// Two models that are compared count other tokens.
     #[error("the first model's vocabulary has {first} tokens, the second's {second}")]
@@ -104,6 +112,9 @@ impl EngineError {
             Self::KvMemory { .. } => "shorten the prompt, lower max_tokens, or give the KV cache more memory",
             Self::DraftVocabulary { .. } => {
                 "a draft model must have the model's tokenizer: take a smaller member of the same family"
+            }
+            Self::Grammar { .. } => {
+                "change what the reason names, or ask for json_object and check the answer"
             }
             Self::Vocabularies { .. } => "compare models with the same tokenizer",
             Self::NonFiniteScore { .. } => {

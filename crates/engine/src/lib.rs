@@ -13,6 +13,7 @@
 //! speculation, to the last bit: `tests/laws.rs`, `tests/speculation.rs`. Tests: `cargo test -p kanana-engine`.
 
 mod block_pool;
+mod constraint;
 mod engine;
 mod error;
 mod logprobs;
@@ -26,6 +27,7 @@ mod scoring;
 mod sequence;
 mod speculation;
 
+pub use constraint::{Constraint, Grammar, Vocabulary};
 pub use engine::{Engine, EngineOptions, Stats};
 pub use error::{EngineError, Result};
 pub use logprobs::{Logprobs, TokenLogprob};

@@ -10,6 +10,7 @@ use kanana_model::{Batch, KvCache, Transformer};
 use kanana_tensor::Tensor;
 
 use crate::block_pool::BlockId;
+use crate::constraint::Allowed;
 use crate::sampler::{self, History};
 use crate::scheduler::Chunk;
 use crate::sequence::{Prediction, Sequence};
@@ -18,6 +19,9 @@ use crate::{Logprobs, Result, SamplingParams, SequenceError};
 /// Rows whose logits exist at once: prompt log-probabilities want a row for every token of a chunk, and 512 rows of a
 /// vocabulary of 128,256 would be 263 MB.
 const LOGIT_ROWS: usize = 128;
+
+/// Sequences whose grammars one thread asks during a forward pass: a mask costs about as much as starting a thread.
+const SEQUENCES_PER_THREAD: usize = 16;
 
 pub(crate) struct Runner {
     model: Arc<Transformer>,
@@ -32,6 +36,8 @@ struct Row {
     position: usize,
     /// Its row in the packed batch.
     packed: u32,
+    /// What the sequence's grammar says about a token to be generated here.
+    allowed: Option<std::result::Result<Allowed, SequenceError>>,
 }
 
 impl Runner {
@@ -49,8 +55,8 @@ impl Runner {
         chunks: &[Chunk],
         sequences: &[Sequence],
     ) -> Result<Vec<(usize, Prediction)>> {
-        let (batch, hidden_td) = self.forward(chunks, sequences)?;
-        let rows = rows(chunks, &batch, |chunk| sequences[chunk.sequence].rows(&chunk.positions));
+        let wanted = |chunk: &Chunk| sequences[chunk.sequence].rows(&chunk.positions);
+        let (hidden_td, rows) = self.forward(chunks, sequences, wanted)?;
         // Where the certain tokens of each chunk end: its sequence's own, and the proposals that came true so far.
         let mut certain: Vec<usize> = chunks.iter().map(Chunk::own_end).collect();
         let mut predictions = Vec::new();
@@ -67,7 +73,7 @@ impl Runner {
                 }
                 let sequence = &sequences[chunk.sequence];
                 let proposed = chunk.proposed_up_to(row.position);
-                let prediction = predict(sequence, proposed, row.position, (logits_v, log_sum_exp));
+                let prediction = predict(sequence, proposed, row, (logits_v, log_sum_exp));
                 if let Prediction::Token { token, .. } = prediction {
                     *certain += usize::from(chunk.proposed.get(proposed.len()) == Some(&token));
                 }
@@ -82,18 +88,18 @@ impl Runner {
     ///
     /// Cost: one forward pass over all chunks, and the output projection of a row for each.
     pub(crate) fn guess(&mut self, chunks: &[Chunk], sequences: &[Sequence]) -> Result<Vec<Option<u32>>> {
-        let (batch, hidden_td) = self.forward(chunks, sequences)?;
-        let rows = rows(chunks, &batch, |chunk| match chunk.wants_more(&sequences[chunk.sequence]) {
+        let wanted = |chunk: &Chunk| match chunk.wants_more(&sequences[chunk.sequence]) {
             true => chunk.positions.end - 1..chunk.positions.end,
             false => 0..0,
-        });
+        };
+        let (hidden_td, rows) = self.forward(chunks, sequences, wanted)?;
         let mut guesses = vec![None; chunks.len()];
         for rows in rows.chunks(LOGIT_ROWS) {
             let logits_rv = self.kernels.download(&self.logits(&hidden_td, rows)?)?;
             let by_row = logits_rv.as_slice::<f32>()?.chunks_exact(logits_rv.row_len());
             for (row, logits_v) in rows.iter().zip(by_row) {
                 let chunk = &chunks[row.chunk];
-                guesses[row.chunk] = choose(&sequences[chunk.sequence], &chunk.proposed, logits_v).ok();
+                guesses[row.chunk] = choose(&sequences[chunk.sequence], &chunk.proposed, row, logits_v).ok();
             }
         }
         Ok(guesses)
@@ -107,10 +113,30 @@ impl Runner {
         Ok(self.cache.fill_random(&*self.kernels, &slots, seed)?)
     }
 
-    fn forward(&mut self, chunks: &[Chunk], sequences: &[Sequence]) -> Result<(Batch, Tensor)> {
+    /// Runs the chunks, and meanwhile asks the grammars of their sequences what may come after the `wanted` positions.
+    fn forward(
+        &mut self,
+        chunks: &[Chunk],
+        sequences: &[Sequence],
+        wanted: impl Fn(&Chunk) -> Range<usize>,
+    ) -> Result<(Tensor, Vec<Row>)> {
         let batch = batch(chunks, sequences, self.cache.block_size());
-        let hidden_td = self.model.forward(&*self.kernels, &batch, Some(&mut self.cache))?;
-        Ok((batch, hidden_td))
+        let mut rows = rows(chunks, &batch, wanted);
+        let mut constrained: Vec<_> = rows
+            .chunk_by_mut(|a, b| a.chunk == b.chunk)
+            .map(|rows| (&chunks[rows[0].chunk], rows))
+            .map(|(chunk, rows)| (&sequences[chunk.sequence], chunk, rows))
+            .filter(|(sequence, ..)| sequence.is_constrained())
+            .collect();
+        let hidden_td = std::thread::scope(|scope| {
+            for share in constrained.chunks_mut(SEQUENCES_PER_THREAD) {
+                scope.spawn(|| {
+                    share.iter_mut().for_each(|(sequence, chunk, rows)| look_ahead(sequence, chunk, rows))
+                });
+            }
+            self.model.forward(&*self.kernels, &batch, Some(&mut self.cache))
+        })?;
+        Ok((hidden_td, rows))
     }
 
     fn logits(&self, hidden_td: &Tensor, rows: &[Row]) -> Result<Tensor> {
@@ -134,14 +160,25 @@ impl Runner {
     }
 }
 
-/// What comes after `position`, where the tokens `proposed` follow the sequence's own up to there. Shapes: logits `[V]`,
+/// Finds out what a sequence's grammar allows after each of the chunk's rows at which a token is to be generated.
+fn look_ahead(sequence: &Sequence, chunk: &Chunk, rows: &mut [Row]) {
+    let given = rows.partition_point(|row| row.position + 1 < sequence.tokens.len());
+    let generating = &mut rows[given..];
+    let (Some(mut constraint), [first, ..]) = (sequence.lock_constraint(), &*generating) else { return };
+    let first = chunk.proposed_up_to(first.position).len();
+    let allowed = constraint.ahead(&chunk.proposed, first..first + generating.len());
+    generating.iter_mut().zip(allowed).for_each(|(row, allowed)| row.allowed = Some(allowed));
+}
+
+/// What comes after a row, where the tokens `proposed` follow the sequence's own up to there. Shapes: logits `[V]`,
 /// with their log-sum-exp.
 fn predict(
     sequence: &Sequence,
     proposed: &[u32],
-    position: usize,
+    row: &Row,
     (logits_v, log_sum_exp): (&[f32], f32),
 ) -> Prediction {
+    let position = row.position;
     if !logits_v.iter().all(|x| x.is_finite()) {
         return Prediction::Failed(SequenceError::NonFiniteLogits { position });
     }
@@ -153,7 +190,7 @@ fn predict(
     if sequence.max_tokens == 0 {
         return Prediction::End;
     }
-    match choose(sequence, proposed, logits_v) {
+    match choose(sequence, proposed, row, logits_v) {
         Err(error) => Prediction::Failed(error),
         Ok(token) => {
             let logprobs = params.logprobs.map(|top| Logprobs::new(logits_v, log_sum_exp, token, top));
@@ -166,14 +203,22 @@ fn predict(
 fn choose(
     sequence: &Sequence,
     proposed: &[u32],
+    row: &Row,
     logits_v: &[f32],
 ) -> std::result::Result<u32, SequenceError> {
     let params = &sequence.params;
-    let may_stop = sequence.generated() + proposed.len() >= params.min_tokens;
+    let allowed = match &row.allowed {
+        None => None,
+        Some(Ok(allowed)) => Some(allowed),
+        Some(Err(error)) => return Err(error.clone()),
+    };
+    let must_stop = allowed.is_some_and(|allowed| allowed.only_end);
+    let may_stop = must_stop || sequence.generated() + proposed.len() >= params.min_tokens;
     let history = History {
         generated_counts: &sequence.generated_counts,
         proposed,
         forbidden: if may_stop { &[] } else { &sequence.stop_ids },
+        allowed,
     };
     let position = sequence.tokens.len() + proposed.len() - 1;
     sampler::sample(logits_v, params, &history, sampler::uniform(sequence.seed, position))
@@ -206,6 +251,7 @@ fn rows(chunks: &[Chunk], batch: &Batch, wanted: impl Fn(&Chunk) -> Range<usize>
             chunk: index,
             position,
             packed: start + (position - chunk.positions.start) as u32,
+            allowed: None,
         }));
     }
     rows

@@ -2,6 +2,7 @@
 //!
 //! | | field | what it does to the scores |
 //! |---|---|---|
+//! | 0 | a grammar | removes the tokens that it does not allow: nothing below brings them back |
 //! | 1 | `logit_bias` | adds to those of some tokens |
 //! | 2 | `repetition_penalty` | divides positive, multiplies negative ones of tokens in the prompt or generated |
 //! | 3 | `presence_penalty`, `frequency_penalty` | `score -= presence·(count > 0) + frequency·count`, over generated tokens only |
@@ -23,6 +24,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
+use crate::constraint::Allowed;
 use crate::{SamplingParams, SequenceError};
 
 /// What a removed token scores.
@@ -36,6 +38,8 @@ pub(crate) struct History<'a> {
     pub proposed: &'a [u32],
     /// Tokens that must not come now.
     pub forbidden: &'a [u32],
+    /// The only ones that a grammar allows.
+    pub allowed: Option<&'a Allowed>,
 }
 
 /// Chooses the next token. Shapes: `logits_v [V]`, finite; `uniform` in `[0, 1)`. Cost: O(V), and V log V at worst
@@ -73,6 +77,10 @@ pub(crate) fn uniform(seed: u64, position: usize) -> f64 {
 /// The scores after all steps: [`REMOVED`] for the tokens that cannot come.
 fn process(logits_v: &[f32], params: &SamplingParams, history: &History<'_>) -> Vec<f64> {
     let mut scores_v: Vec<f64> = logits_v.iter().map(|&x| x.into()).collect();
+    if let Some(allowed) = history.allowed {
+        let unwanted = scores_v.iter_mut().enumerate().filter(|(id, _)| !allowed.contains(*id));
+        unwanted.for_each(|(_, score)| *score = REMOVED);
+    }
     for (&token, &bias) in &params.logit_bias {
         scores_v[token as usize] += f64::from(bias);
     }

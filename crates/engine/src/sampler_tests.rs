@@ -22,7 +22,11 @@ fn counts(prompt: &[u32], generated: &[u32]) -> HashMap<u32, usize> {
 }
 
 fn scores(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
-    process(logits, params, &History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[] })
+    process(
+        logits,
+        params,
+        &History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[], allowed: None },
+    )
 }
 
 fn params(json: &str) -> SamplingParams {
@@ -40,7 +44,11 @@ fn scores_are_those_of_transformers() {
         let forbidden: &[u32] = if may_stop { &[] } else { &golden.eos_token_ids };
         let scores = |counted: &[u32], proposed: &[u32]| {
             let generated_counts = &counts(&golden.prompt, counted);
-            process(&golden.logits, &golden.params, &History { generated_counts, proposed, forbidden })
+            process(
+                &golden.logits,
+                &golden.params,
+                &History { generated_counts, proposed, forbidden, allowed: None },
+            )
         };
         let got = scores(&golden.generated, &[]);
         for (counted, proposed) in (0..golden.generated.len()).map(|n| golden.generated.split_at(n)) {
@@ -59,7 +67,7 @@ fn scores_are_those_of_transformers() {
 
 #[test]
 fn greedy_takes_the_lower_of_equals() {
-    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[] };
+    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[], allowed: None };
     let greedy = SamplingParams::greedy();
     assert_eq!(sample(&[1.0, 3.0, 3.0], &greedy, &history, 0.9), Ok(1));
     assert_eq!(sample(&[-1.0, 0.0, -0.0], &greedy, &history, 0.9), Ok(1));
@@ -69,7 +77,8 @@ fn greedy_takes_the_lower_of_equals() {
 
 #[test]
 fn forbidding_everything_is_an_error_of_the_sequence() {
-    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[0, 1] };
+    let history =
+        History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[0, 1], allowed: None };
     for temperature in [0.0, 1.0] {
         let params = SamplingParams { temperature, top_p: 0.5, min_p: 0.1, top_k: 1, ..Default::default() };
         assert_eq!(sample(&[1.0, 2.0], &params, &history, 0.5), Err(SequenceError::NothingToChoose));
@@ -87,7 +96,12 @@ fn extreme_parameters_leave_the_likeliest() {
         r#"{"temperature": 1e-30, "logit_bias": {"2": 3e38}, "repetition_penalty": 1e-38}"#,
     ] {
         for uniform in [0.0, 0.5, 1.0 - f64::EPSILON] {
-            let history = History { generated_counts: &counts(&[2], &[]), proposed: &[], forbidden: &[] };
+            let history = History {
+                generated_counts: &counts(&[2], &[]),
+                proposed: &[],
+                forbidden: &[],
+                allowed: None,
+            };
             assert_eq!(sample(&logits, &params(json), &history, uniform), Ok(2), "{json}");
         }
     }
@@ -113,7 +127,7 @@ fn removed_tokens_are_never_drawn() {
 fn check_distribution(uniforms: impl Iterator<Item = f64>) {
     let weights = [1.0f64, 2.0, 3.0, 4.0, 5.0, 10.0, 25.0, 50.0];
     let logits: Vec<f32> = weights.iter().map(|w| w.ln() as f32).collect();
-    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[] };
+    let history = History { generated_counts: &HashMap::new(), proposed: &[], forbidden: &[], allowed: None };
     let (mut seen, mut draws) = ([0.0; 8], 0.0);
     for uniform in uniforms {
         seen[sample(&logits, &SamplingParams::default(), &history, uniform).unwrap() as usize] += 1.0;

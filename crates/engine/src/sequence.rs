@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::block_pool::{BlockId, PrefixId};
 use crate::pace::Pace;
-use crate::{Logprobs, Request, SamplingParams};
+use crate::{Constraint, Logprobs, Request, SamplingParams};
 
 /// Names a sequence for as long as the engine lives; later ones have larger numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ impl std::fmt::Display for SequenceId {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The last token is an end-of-sequence token or one of `stop_token_ids`.
+    /// The last token is an end-of-sequence token or one of `stop_token_ids`, or completes what the grammar allows.
     Stop,
     /// `max_tokens` were generated, or the context is full.
     Length,
@@ -43,11 +44,15 @@ pub enum SequenceError {
         /// The last position that the logits depend on.
         position: usize,
     },
-    /// `min_tokens` forbids every token of the vocabulary.
-    #[error(
-        "no token is left to choose: stop_token_ids covers the vocabulary and min_tokens forbids to stop"
-    )]
+    /// `min_tokens` forbids every token of the vocabulary, or all that the grammar allows.
+    #[error("no token is left to choose: stop_token_ids covers all and min_tokens forbids to stop")]
     NothingToChoose,
+    /// The grammar could not be followed further.
+    #[error("the grammar cannot be followed further: {reason}")]
+    Grammar {
+        /// What happened.
+        reason: String,
+    },
 }
 
 /// One token of a sequence, or its end. Speculation may bring several in one step, in their order.
@@ -90,8 +95,10 @@ pub(crate) struct Sequence {
     pub params: SamplingParams,
     pub seed: u64,
     pub max_tokens: usize,
-    /// The tokens that end it: `stop_token_ids` and, unless ignored, the model's own.
+    /// The tokens that end it: `stop_token_ids` and, unless ignored, the model's own; with a grammar, those of its end.
     pub stop_ids: Vec<u32>,
+    /// Where what was generated stands in its grammar. Locked by whoever looks ahead, one at a time.
+    constraint: Option<Mutex<Constraint>>,
     /// The prompt, then what was generated.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
@@ -126,6 +133,7 @@ impl Sequence {
             seed: resolved.seed,
             max_tokens: resolved.max_tokens,
             stop_ids,
+            constraint: None,
             prompt_len: prompt.len(),
             generated_counts: prompt.iter().map(|&token| (token, 0)).collect(),
             next_row: if scored { 0 } else { prompt.len() - 1 },
@@ -141,6 +149,13 @@ impl Sequence {
         }
     }
 
+    /// The same sequence, which generates what the constraint allows.
+    pub(crate) fn constrained(mut self, constraint: Constraint) -> Self {
+        self.stop_ids.extend(constraint.eos_token_ids());
+        self.constraint = Some(Mutex::new(constraint.ignoring_eos(self.params.ignore_eos)));
+        self
+    }
+
     /// Tokens generated so far.
     pub(crate) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_len
@@ -149,6 +164,27 @@ impl Sequence {
     /// The positions of a chunk whose logits are wanted.
     pub(crate) fn rows(&self, chunk: &Range<usize>) -> Range<usize> {
         self.next_row.max(chunk.start)..chunk.end
+    }
+
+    /// Moves the constraint on by a new token, and says whether that is the last one.
+    fn ends_with(&mut self, token: u32) -> Result<bool, SequenceError> {
+        if self.stop_ids.contains(&token) {
+            return Ok(true);
+        }
+        let Some(constraint) = &mut self.constraint else { return Ok(false) };
+        let constraint = constraint.get_mut().unwrap_or_else(PoisonError::into_inner);
+        constraint.accept(token)?;
+        Ok(constraint.is_finished())
+    }
+
+    /// Whether a grammar says what may be generated.
+    pub(crate) fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// The constraint, for a look ahead.
+    pub(crate) fn lock_constraint(&self) -> Option<MutexGuard<'_, Constraint>> {
+        self.constraint.as_ref().map(|constraint| constraint.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Takes what was predicted after position `next_row`; the output, unless that was inside the prompt.
@@ -164,14 +200,18 @@ impl Sequence {
                 return None;
             }
             Prediction::Token { token, logprobs } => {
-                self.tokens.push(token);
-                *self.generated_counts.entry(token).or_insert(0) += 1;
-                (new_token, new_logprobs) = (Some(token), logprobs);
-                if self.stop_ids.contains(&token) {
-                    self.finished = Some(FinishReason::Stop);
-                } else if self.generated() >= self.max_tokens {
-                    self.finished = Some(FinishReason::Length);
+                let ends = self.ends_with(token);
+                if ends.is_ok() {
+                    self.tokens.push(token);
+                    *self.generated_counts.entry(token).or_insert(0) += 1;
+                    (new_token, new_logprobs) = (Some(token), logprobs);
                 }
+                self.finished = match ends {
+                    Err(error) => Some(FinishReason::Error(error)),
+                    Ok(true) => Some(FinishReason::Stop),
+                    Ok(false) if self.generated() >= self.max_tokens => Some(FinishReason::Length),
+                    Ok(false) => None,
+                };
             }
             Prediction::End => self.finished = Some(FinishReason::Length),
             Prediction::Failed(error) => self.finished = Some(FinishReason::Error(error)),

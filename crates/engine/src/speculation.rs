@@ -17,6 +17,8 @@
 //! with the same sampler and the same random number at each position, so that a draft that agrees with the model chooses
 //! the same; prompt lookup comes true as often as the model gives that token.
 //!
+//! A sequence with a grammar is proposed only what its grammar allows.
+//!
 //! Proposals take what nobody else wants: the rest of a step's budget, and free blocks. Each sequence is proposed as much
 //! as its own past warrants (`pace`). It knows no text. Tests: `cargo test -p kanana-engine --test speculation`.
 
@@ -167,7 +169,12 @@ fn look_up(chunk: &mut Chunk, sequence: &Sequence, ngram: usize) {
     if !chunk.wants_more(sequence) {
         return;
     }
-    for token in continuation(&sequence.tokens, ngram, chunk.room) {
+    let tokens = continuation(&sequence.tokens, ngram, chunk.room);
+    let allowed = match sequence.lock_constraint() {
+        Some(mut constraint) => constraint.count_allowed(&tokens),
+        None => tokens.len(),
+    };
+    for &token in &tokens[..allowed] {
         chunk.propose(token);
         if !chunk.wants_more(sequence) {
             break;
