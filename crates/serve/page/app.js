@@ -237,7 +237,7 @@ function measure(run) {
   const spent = (run.last - run.first) / 1000;
   const stats = {
     tokens, ttft: (run.first - run.start) / 1000, elapsed: ((Number.isNaN(run.last) || !message.finish ? performance.now() : run.last) - run.start) / 1000,
-    rate: tokens > 1 && spent > 0 ? (tokens - 1) / spent : NaN, prompt: usage?.prompt_tokens ?? NaN,
+    rate: tokens > 1 && spent > 0.005 ? (tokens - 1) / spent : NaN, prompt: usage?.prompt_tokens ?? NaN,
   };
   message.stats = Object.fromEntries(Object.entries(stats).filter(([, value]) => Number.isFinite(value)));
   drawStats(message.stats);
@@ -450,5 +450,6 @@ current = chats.get(location.hash.slice(1)) ?? null;
 drawAll();
 fitDrawers();
 tryModels();
+fitHeight($("input"));
 scrollToEnd();
 if (!narrow.matches) $("input").focus(); // On a phone this would raise the keyboard.

@@ -18,7 +18,7 @@ function tokenText({ token, bytes }) {
   try {
     return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(new Uint8Array(bytes));
   } catch {
-    return bytes.map((byte) => `\\x${byte.toString(16).padStart(2, "0")}`).join("");
+    return bytes.map((byte) => (byte < 128 ? String.fromCharCode(byte) : `\\x${byte.toString(16)}`)).join("");
   }
 }
 
@@ -194,6 +194,7 @@ class MessageView {
   /** Below the text: what went wrong and what to do, or why the answer ended. */
   updateNote() {
     const { message, note, actions } = this;
+    const isLast = this.chat.messages.at(-1) === message; // Trying again drops what follows.
     note.hidden = !(message.error || message.finish === "stopped" || message.finish === "length");
     note.classList.toggle("bad", Boolean(message.error));
     if (note.hidden) return;
@@ -201,7 +202,7 @@ class MessageView {
       const { kind, text } = message.error;
       const button = (label, click) => h("button", { type: "button", class: "quiet", click }, label);
       note.replaceChildren(h("p", {}, t(`error_${kind}`)), text ? h("p", { class: "mono" }, text) : "",
-        h("div", { class: "row" }, button(t("retry"), () => actions.regenerate(message)),
+        h("div", { class: "row" }, isLast ? button(t("retry"), () => actions.regenerate(message)) : "",
           kind === "key" || kind === "request" ? button(t("openSettings"), () => actions.openSettings(kind === "key" ? "set-key" : null)) : ""));
     } else {
       note.replaceChildren(h("p", {}, t(message.finish === "stopped" ? "stopped" : "cutByLength")));

@@ -85,7 +85,7 @@ async function complete(request, response) {
   const body = JSON.parse(text);
   requests.push(body);
   const question = String(body.messages.at(-1).content);
-  if (question.includes("secret") && request.headers.authorization !== "Bearer 열쇠".replace("열쇠", "key-1")) return fail(response, 401, "Invalid API key");
+  if (question.includes("secret") && request.headers.authorization !== "Bearer key-1") return fail(response, 401, "Invalid API key");
   if (question.includes("refuse")) return fail(response, 400, "max_tokens: expected at most 4096, got 9999");
   response.writeHead(200, { "Content-Type": "text/event-stream" });
   const isSlow = question.includes("long");
@@ -96,7 +96,10 @@ async function complete(request, response) {
     if (isSlow) await pause(20);
     if (response.destroyed) return;
   }
-  if (question.includes("cut")) return response.destroy();
+  if (question.includes("cut")) {
+    await pause(100); // So that the answer has begun on the other side.
+    return response.destroy();
+  }
   response.end("data: [DONE]\n\n");
 }
 

@@ -2,7 +2,6 @@
 //
 // With KANANA_URL, the page comes from that server, and so do the answers of the tests named "server: …". The other
 // tests need answers of a certain kind: their requests to /v1/ go to the mock, which also serves the page by default.
-// With SHOTS, a folder, `node --test` also leaves pictures of the page there.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -53,10 +52,11 @@ const isDone = (page) => page.locator("#stop").waitFor({ state: "hidden" });
 
 /** Sends `text` and waits for the end of the answer. */
 async function ask(page, text) {
-  const count = await answers(page).count();
+  const messages = page.locator(".message.assistant");
+  const count = await messages.count();
   await input(page).fill(text);
   await input(page).press("Enter");
-  await answers(page).nth(count).waitFor();
+  await messages.nth(count).waitFor();
   await isDone(page);
 }
 
@@ -92,6 +92,7 @@ test("server: an answer streams and is measured", () => visit(async (page) => {
   assert.ok((await answers(page).last().textContent()).length > 0);
   assert.match(await page.locator("#answerTokens").textContent(), /^\d+$/);
   assert.match(await page.locator("#promptTokens").textContent(), /^\d+$/);
+  assert.equal(await page.locator("[role=log]").getAttribute("aria-live"), "off"); // Tokens are not announced, the answer is.
   assert.match(await page.locator("#announcer").textContent(), /^Answer finished: ./);
 }, { scripted: false }));
 
@@ -235,7 +236,7 @@ test("probabilities colour the tokens and name the alternatives", () => visit(as
   const tokens = page.locator(".tokens .token");
   assert.match(await tokens.nth(0).getAttribute("class"), /p0/);
   assert.match(await tokens.nth(4).getAttribute("class"), /p4/);
-  assert.match(await page.locator(".tokens").textContent(), /\\x20\\xf0/); // Half of 👋.
+  assert.match(await page.locator(".tokens").textContent(), / \\xf0\\x9f/); // Half of 👋.
   await tokens.nth(0).focus();
   await page.keyboard.press("ArrowRight");
   assert.equal(await page.locator("#tip li").count(), 5);
@@ -291,6 +292,7 @@ test("conversations: rename, search, delete, undo, export, import", () => visit(
   await ask(page, "사과");
   await page.locator("#new").click();
   await ask(page, "banana");
+  await page.locator("#chats li").first().hover();
   await page.getByRole("button", { name: "Rename “banana”" }).click();
   await page.keyboard.type("과일");
   await page.keyboard.press("Enter");
@@ -300,6 +302,7 @@ test("conversations: rename, search, delete, undo, export, import", () => visit(
   await page.locator("#search").fill("");
   const [download] = await Promise.all([page.waitForEvent("download"), page.locator("#export").click()]);
   const path = await download.path();
+  await page.locator("#chats li").first().hover();
   await page.getByRole("button", { name: "Delete “과일”" }).click();
   assert.deepEqual(await titles(), ["사과"]);
   await page.locator("#file").setInputFiles(path);
@@ -361,8 +364,47 @@ test("every control and region has a name", () => visit(async (page) => {
     .filter((node) => !(node.getAttribute("aria-label") || node.labels?.length || node.textContent.trim() || node.getAttribute("aria-labelledby") || node.type === "file"))
     .map((node) => node.outerHTML.slice(0, 120)));
   assert.deepEqual(nameless, []);
-  for (const role of ["navigation", "main", "complementary", "banner"]) if (role !== "banner") assert.ok(await page.locator({ navigation: "nav", main: "main", complementary: "aside" }[role]).count(), role);
+  for (const landmark of ["nav", "header", "main", "aside"]) assert.equal(await page.locator(landmark).count(), 1, landmark);
 }));
+
+for (const colorScheme of ["light", "dark"]) {
+  test(`the contrast of text is 4.5 or more: ${colorScheme}`, () => visit(async (page) => {
+    await page.locator(".switch").click();
+    await ask(page, "hi");
+    await page.locator(".switch").click();
+    await ask(page, "markdown");
+    await ask(page, "secret");
+    await page.locator(".tokens .token").first().focus();
+    await page.locator(".message.user").last().hover();
+    const faint = await page.evaluate(() => {
+      const channels = (color) => color.match(/[\d.]+/g).map(Number);
+      const luminance = (rgb) => rgb.slice(0, 3).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+      const ground = (node) => {
+        for (; node; node = node.parentElement) {
+          const color = channels(getComputedStyle(node).backgroundColor);
+          if (color[3] !== 0) return color;
+        }
+      };
+      const found = [];
+      for (const node of document.querySelectorAll("body *")) {
+        if (![...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()) || !node.checkVisibility({ opacityProperty: true }) || node.closest("script, option")) continue;
+        const [a, b] = [luminance(channels(getComputedStyle(node).color)), luminance(ground(node))].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) found.push(`${node.className || node.id || node.tagName} ${((a + 0.05) / (b + 0.05)).toFixed(2)}: ${node.textContent.slice(0, 30)}`);
+      }
+      return found;
+    });
+    assert.deepEqual(faint, []);
+  }, { colorScheme }));
+}
+
+test("every text of the page exists in both languages", () => {
+  const page = joinPage();
+  const used = [...page.matchAll(/data-(?:t|label|placeholder)="(\w+)"|\bt\("(\w+)"/g)].map((match) => match[1] ?? match[2]);
+  const strings = new Map([...page.matchAll(/^  (\w+): \["(.*)", "(.*)"\],$/gm)].map((match) => [match[1], match.slice(2)]));
+  for (const key of used) assert.ok(strings.has(key), `no text ${key}`);
+  const holes = (text) => (text.match(/\{\d\}/g) ?? []).sort().join();
+  for (const [key, [english, korean]] of strings) assert.equal(holes(english), holes(korean), key);
+});
 
 test("on a phone nothing scrolls sideways and the drawers work", () => visit(async (page) => {
   const checkWidth = async (name) => assert.deepEqual(await page.evaluate(() => [document.documentElement.scrollWidth, document.getElementById("log").scrollWidth - document.getElementById("log").clientWidth]), [360, 0], name);
