@@ -227,7 +227,7 @@ class MessageView {
     }
     buttons.push(iconButton("trash", t("remove"), () => actions.remove(message)));
     const { stats } = message;
-    const line = stats?.tokens ? t("stats", stats.tokens, (stats.rate ?? 0).toFixed(1), seconds(stats.ttft)) : "";
+    const line = stats?.tokens ? t("stats", stats.tokens, stats.rate?.toFixed(1) ?? "–", seconds(stats.ttft)) : "";
     this.foot.replaceChildren(h("div", { class: "row" }, ...buttons), h("span", { class: "muted" }, line));
   }
 
