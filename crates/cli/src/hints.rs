@@ -175,6 +175,7 @@ fn of_training(error: &TrainError) -> Option<String> {
                 .into()
         }
         TrainError::Vocabulary { .. } => "raise vocab_size of the model's config.json".into(),
+        TrainError::NoRouter { .. } => "leave out step.router_bias_rate, or take a mixture of experts".into(),
         TrainError::NoTargets { .. } => {
             "raise step.batch_tokens: no conversation fits, or none has an answer".into()
         }

@@ -15,6 +15,9 @@ function kindOfStatus(status) {
   return status >= 500 ? "server" : "request";
 }
 
+/** The same for an error inside a stream, which has no status of its own. */
+const KIND_OF_TYPE = { authentication_error: "key", rate_limit_error: "busy", invalid_request_error: "request" };
+
 async function request(path, { key, ...options } = {}) {
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -78,7 +81,7 @@ async function* streamAnswer(body, key, signal) {
       if (event === "[DONE]") return;
       const chunk = parseJson(event, (value) => value);
       if (!chunk) throw new ApiError("server", event.slice(0, 500));
-      if (chunk.error) throw new ApiError(kindOfStatus(Number(chunk.error.code) || 500), String(chunk.error.message ?? ""));
+      if (chunk.error) throw new ApiError(KIND_OF_TYPE[chunk.error.type] ?? "server", String(chunk.error.message ?? ""));
       yield chunk;
     }
     if (part.done) throw new ApiError("cut");

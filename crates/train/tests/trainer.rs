@@ -362,7 +362,11 @@ fn full_disk_child() {
     trainer.step().unwrap();
     let error = trainer.save().unwrap_err().to_string();
     assert!(error.contains("no room on the disk"), "{error}");
-    assert_eq!(checkpoints(&recipe.output).unwrap(), [first.clone()], "the last one is left, and no half");
+    assert_eq!(
+        checkpoints(&recipe.output).unwrap(),
+        std::slice::from_ref(&first),
+        "the last one is left, and no half"
+    );
     assert_eq!(std::fs::read_dir(&recipe.output).unwrap().count(), 1, "the room is given back");
     let resumed = Trainer::new(recipe.clone(), &kernels, Some(&first)).unwrap();
     assert_eq!(resumed.steps(), 1);

@@ -66,6 +66,7 @@ function* chunksOf(body) {
       yield chunk({ content: decoder.decode(bytes, { stream: true }) }, body.logprobs ? { logprobs: logprobsOf(bytes, count) } : {});
       count++;
       if (count === 5 && question.includes("cut")) return;
+      if (count === 5 && question.includes("fault")) return yield { error: { message: "the answer was not ready after 5 seconds", type: "server_error", param: null, code: "timeout" } };
     }
     yield chunk({}, { finish_reason: question.includes("longest") ? "length" : "stop" });
   }

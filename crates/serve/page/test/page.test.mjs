@@ -260,6 +260,8 @@ test("failures say what to do", () => visit(async (page) => {
   await until(() => answers(page).last().textContent(), (text) => text.startsWith("안녕하세요"), "an answer with the key");
   await ask(page, "refuse");
   assert.match(await said(), /400 max_tokens: expected at most 4096, got 9999/);
+  await ask(page, "fault, after some of the answer");
+  assert.match(await said(), /The server failed.*not ready after 5 seconds/s);
   await ask(page, "cut");
   assert.match(await said(), /connection ended/);
   await page.route("**/v1/chat/completions", (route) => route.abort());
