@@ -211,6 +211,9 @@ fn of_sequence(error: &SequenceError) -> String {
     match error {
         SequenceError::NonFiniteLogits { .. } => "try --dtype f32; if it stays, download the weights again",
         SequenceError::NothingToChoose => "lower --min-tokens or give fewer --stop-token-id",
+        SequenceError::Grammar { .. } => {
+            "ask for something simpler: a schema with fewer choices and bounded lengths"
+        }
     }
     .into()
 }

@@ -4,13 +4,14 @@
 //! chunks and newest tokens and hands back what each sequence got. One way through the files: `engine` → `scheduler`
 //! (which tokens run; on `block_pool`, the paged KV cache's book-keeping) → `runner` (one forward pass) → `sampler` →
 //! `sequence`. Before the pass `speculation` may propose tokens to compute on trial (`prompt_lookup`, or a draft model;
-//! `pace` says how many).
+//! `pace` says how many). A request may come with a `constraint`, a grammar that its answer must fit
+//! ([`Engine::add_constrained`]); the masks of allowed tokens are computed while the pass runs.
 //!
-//! It refuses to know text, HTTP, files and threads: stop strings are the caller's, who calls [`Engine::cancel`], and
+//! It refuses to know text beyond the bytes of tokens, HTTP and files: stop strings are the caller's, who calls [`Engine::cancel`], and
 //! so are several samples of one prompt, which are several requests that share their prefix through the cache.
 //!
 //! What a sequence gets never depends on its neighbours, on chunking, on the prefix cache, on preemption or on
-//! speculation, to the last bit: `tests/laws.rs`, `tests/speculation.rs`. Tests: `cargo test -p kanana-engine`.
+//! speculation, to the last bit: `tests/laws.rs`, `tests/speculation.rs`, `tests/constraints.rs`. Tests: `cargo test -p kanana-engine`.
 
 mod block_pool;
 mod constraint;

@@ -20,7 +20,7 @@ use crate::{Logprobs, Result, SamplingParams, SequenceError};
 /// vocabulary of 128,256 would be 263 MB.
 const LOGIT_ROWS: usize = 128;
 
-/// Sequences whose grammars one thread asks during a forward pass: a mask costs about as much as starting a thread.
+/// Sequences whose grammars one thread asks during a forward pass.
 const SEQUENCES_PER_THREAD: usize = 16;
 
 pub(crate) struct Runner {

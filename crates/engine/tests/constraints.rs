@@ -51,7 +51,7 @@ fn options() -> EngineOptions {
 fn words() -> Vec<Vec<u8>> {
     let bytes = (0..=255).map(|byte| vec![byte]);
     let longer = LONGER.iter().map(|text| text.as_bytes().to_vec());
-    [vec![]; 3].into_iter().chain(bytes).chain(longer).collect()
+    std::iter::repeat_n(vec![], 3).chain(bytes).chain(longer).collect()
 }
 
 fn vocabulary() -> Vocabulary {
@@ -107,7 +107,10 @@ impl Dice {
                 let patterns = ["^[a-f]{2,5}$", "^(ab|가)*c$", "^\\d{3}-\\d{4}$", "[xyz]$"];
                 json!({"type": "string", "pattern": patterns[more]})
             }
-            6 => json!({"enum": ["red", 17, null, [1, {"a": "나"}], 2.5][..=more]}),
+            6 => {
+                let values = [json!("red"), json!(17), json!(null), json!([1, {"a": "나"}])];
+                json!({"enum": values[..=more].to_vec()})
+            }
             7 => json!({"const": {"k": low}}),
             8 | 9 => {
                 let names = ["a", "name", "이름", "x y", "q\"q"];
@@ -173,7 +176,11 @@ fn other_grammars_are_obeyed() {
     check(Grammar::Regex("(ab|가나)+!?".to_owned()), &|text| !text.is_empty() && all(text, "ab가나!"));
     let choices = ["yes", "no", "no/yes", "아니오"].map(str::to_owned);
     check(Grammar::Choice(choices.to_vec()), &|text| choices.iter().any(|choice| choice == text));
-    check(Grammar::JsonObject, &|text| serde_json::from_str::<Map<String, Value>>(text).is_ok());
+    // JSON has numbers such as 1e999, which serde_json has not.
+    check(Grammar::JsonObject, &|text| {
+        let parsed = serde_json::from_str::<Map<String, Value>>(text);
+        parsed.err().is_none_or(|e| e.to_string().contains("out of range"))
+    });
     let lark = "start: \"(\" start \")\" | /[ab]/";
     check(Grammar::Lark(lark.to_owned()), &|text| {
         all(text, "()ab") && text.matches('(').count() * 2 + 1 == text.len()

@@ -83,7 +83,7 @@ impl Constraint {
         self.matcher.is_stopped() && !self.matcher.is_error()
     }
 
-    /// Goes on by one token, which is an allowed one and not the end. Cost: microseconds.
+    /// Goes on by one token, which is an allowed one and not the end.
     ///
     /// Errors: [`SequenceError::Grammar`], after which only [`Self::rollback`] helps.
     pub(crate) fn accept(&mut self, token: u32) -> Result<(), SequenceError> {
@@ -92,7 +92,7 @@ impl Constraint {
         Ok(())
     }
 
-    /// Goes back by so many tokens. Cost: microseconds; after a failure, compiling and all tokens again.
+    /// Goes back by so many tokens. Cost: little; after a failure, compiling and all tokens again.
     fn rollback(&mut self, tokens: usize) -> Result<(), SequenceError> {
         self.accepted.truncate(self.accepted.len().saturating_sub(tokens));
         if self.matcher.is_error() || self.matcher.rollback(tokens).is_err() {
@@ -110,7 +110,7 @@ impl Constraint {
     /// What may come after the first n of the proposed tokens, for each n of `rows`; the state stays. Where the
     /// proposals lead out of the grammar or to its end, nothing is to come: an error, as at a dead end.
     ///
-    /// Cost: a mask for each, 10 µs to 10 ms.
+    /// Cost: a mask for each: a walk over those tokens of the vocabulary that the grammar lets begin.
     pub(crate) fn ahead(
         &mut self,
         proposed: &[u32],
