@@ -13,7 +13,9 @@ use crate::runner::Runner;
 use crate::scheduler::{Limits, Scheduler};
 use crate::sequence::{Prediction, Resolved, Sequence};
 use crate::speculation::Proposer;
-use crate::{Constraint, EngineError, Request, Result, SequenceId, Speculation, StepOutput};
+use crate::{
+    Constraint, EmbeddingInput, EngineError, Pooling, Request, Result, SequenceId, Speculation, StepOutput,
+};
 
 /// How much memory and how much work at once.
 #[derive(Clone, Debug)]
@@ -24,6 +26,9 @@ pub struct EngineOptions {
     pub block_size: usize,
     /// Tokens in one step, of all sequences together: longer prompts are cut.
     pub max_batched_tokens: usize,
+    /// How many of those may belong to prompts while some sequence generates: what a stream of tokens waits for at most
+    /// between two of them.
+    pub prefill_beside_decode: usize,
     /// Sequences that run at once; more of them wait.
     pub max_sequences: usize,
     /// Tokens of one sequence, prompt and generated; no more than the model was loaded for.
@@ -44,6 +49,7 @@ impl EngineOptions {
             num_blocks: max_context.div_ceil(16),
             block_size: 16,
             max_batched_tokens: 512,
+            prefill_beside_decode: usize::MAX,
             max_sequences: 64,
             max_context,
             prefix_cache: true,
@@ -60,6 +66,7 @@ impl EngineOptions {
             ("num_blocks", self.num_blocks),
             ("block_size", self.block_size),
             ("max_batched_tokens", self.max_batched_tokens),
+            ("prefill_beside_decode", self.prefill_beside_decode),
             ("max_sequences", self.max_sequences),
             ("max_context", self.max_context),
         ];
@@ -132,6 +139,7 @@ impl Engine {
         let limits = Limits {
             block_size,
             max_batched_tokens: options.max_batched_tokens,
+            prefill_beside_decode: options.prefill_beside_decode,
             max_sequences: options.max_sequences,
             prefix_cache: options.prefix_cache,
             proposals: options.speculation.proposals(),
@@ -218,6 +226,15 @@ impl Engine {
             return Err(EngineError::Parameter { field: "prefix_cache", got, expected });
         }
         self.scheduler.fill_prefix(tokens, |blocks| self.runner.fill_random(blocks, seed))
+    }
+
+    /// One vector for every input, as wide as the model and not normalised, beside whatever else runs: the KV cache and
+    /// the sequences are not touched.
+    ///
+    /// Errors: [`EngineError::EmptyPrompt`] where nothing is left to pool, [`EngineError::PromptTooLong`],
+    /// [`EngineError::TokenOutOfRange`]. Cost: one forward pass over all inputs at once, whatever the token budget.
+    pub fn embed(&self, inputs: &[EmbeddingInput], pooling: Pooling) -> Result<Vec<Vec<f32>>> {
+        self.runner.embed(inputs, pooling)
     }
 
     /// Drops a sequence and frees its blocks at once; later steps bring it nothing. False when it has ended already.

@@ -15,6 +15,7 @@
 
 mod block_pool;
 mod constraint;
+mod embedding;
 mod engine;
 mod error;
 mod logprobs;
@@ -29,6 +30,7 @@ mod sequence;
 mod speculation;
 
 pub use constraint::{Constraint, Grammar, Vocabulary};
+pub use embedding::{EmbeddingInput, Pooling};
 pub use engine::{Engine, EngineOptions, Stats};
 pub use error::{EngineError, Result};
 pub use logprobs::{Logprobs, TokenLogprob};

@@ -14,7 +14,7 @@ use crate::constraint::Allowed;
 use crate::sampler::{self, History};
 use crate::scheduler::Chunk;
 use crate::sequence::{Prediction, Sequence};
-use crate::{Logprobs, Result, SamplingParams, SequenceError};
+use crate::{EmbeddingInput, Logprobs, Pooling, Result, SamplingParams, SequenceError, embedding};
 
 /// Rows whose logits exist at once: prompt log-probabilities want a row for every token of a chunk, and 512 rows of a
 /// vocabulary of 128,256 would be 263 MB.
@@ -103,6 +103,11 @@ impl Runner {
             }
         }
         Ok(guesses)
+    }
+
+    /// See [`embedding::embed`].
+    pub(crate) fn embed(&self, inputs: &[EmbeddingInput], pooling: Pooling) -> Result<Vec<Vec<f32>>> {
+        embedding::embed(&self.model, &*self.kernels, inputs, pooling)
     }
 
     /// Writes random keys and values into whole blocks.

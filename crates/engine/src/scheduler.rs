@@ -1,8 +1,10 @@
 //! Which tokens run in the next step.
 //!
 //! There is no prefill phase and no decode phase: every sequence has some tokens and some of them computed, and each step
-//! lets the computed ones catch up, oldest sequence first, under one budget of tokens. A prompt that does not fit
-//! the budget is cut into chunks; a sequence that generates is one whose computed tokens lag by one.
+//! lets the computed ones catch up under one budget of tokens. A prompt that does not fit the budget is cut into
+//! chunks; a sequence that generates is one whose computed tokens lag by one. Those always run; the rest of the budget,
+//! less of it while they wait for the step, is shared by those that lag by more: each gets an equal part, so that a
+//! short prompt does not wait for a long one, and what is left goes to the oldest.
 //!
 //! `running` and then `waiting` are always in the order of arrival. When blocks run out, the youngest running sequence
 //! gives up its own and waits, to be recomputed; so the oldest always goes on, and every sequence becomes the oldest.
@@ -25,6 +27,7 @@ use crate::{EngineError, Result, SequenceId, Stats};
 pub(crate) struct Limits {
     pub block_size: usize,
     pub max_batched_tokens: usize,
+    pub prefill_beside_decode: usize,
     pub max_sequences: usize,
     pub prefix_cache: bool,
     /// Tokens proposed to one sequence in one step.
@@ -76,6 +79,50 @@ impl Chunk {
     }
 }
 
+/// What a step has for its tokens.
+struct Budget {
+    /// Of all tokens, what nobody took.
+    left: usize,
+    /// For sequences that lag by one.
+    generating: usize,
+    /// For all others together.
+    lagging: usize,
+    /// Of that, for each of them.
+    part: usize,
+}
+
+impl Budget {
+    fn new(limits: &Limits, running: &[Sequence], waiting: bool) -> Self {
+        let total = limits.max_batched_tokens;
+        let generating = running.iter().filter(|sequence| sequence.lag() == 1).count().min(total);
+        let most = if generating > 0 { limits.prefill_beside_decode } else { total };
+        let lagging = most.min(total - generating);
+        let sharing = running.len() - generating.min(running.len()) + usize::from(waiting);
+        Budget { left: total, generating, lagging, part: lagging.div_ceil(sharing.max(1)) }
+    }
+
+    /// Takes from it for a sequence that lags by so much.
+    fn take(&mut self, lag: usize) -> usize {
+        if lag == 1 && self.generating > 0 {
+            self.generating -= 1;
+            self.left -= 1;
+            return 1;
+        }
+        let taken = lag.min(self.part).min(self.lagging);
+        self.lagging -= taken;
+        self.left -= taken;
+        taken
+    }
+
+    /// Lets a chunk grow by what nobody took.
+    fn extend(&mut self, chunk: &mut Chunk, sequence: &Sequence) {
+        let more = self.lagging.min(sequence.tokens.len() - chunk.positions.end);
+        chunk.positions.end += more;
+        self.lagging -= more;
+        self.left -= more;
+    }
+}
+
 pub(crate) struct Scheduler {
     limits: Limits,
     pool: BlockPool,
@@ -103,20 +150,28 @@ impl Scheduler {
 
     /// Chooses the tokens of the next step and sees that their blocks are there, and those for proposals.
     pub(crate) fn schedule(&mut self) -> Vec<Chunk> {
-        let mut chunks = Vec::new();
-        let mut budget = self.limits.max_batched_tokens;
-        while budget > 0 && chunks.len() < self.running.len() {
-            match self.reserve(chunks.len(), self.running[chunks.len()].tokens.len()) {
-                true => chunks.push(self.chunk(chunks.len(), &mut budget)),
+        let mut budget = Budget::new(&self.limits, &self.running, !self.waiting.is_empty());
+        let (mut chunks, mut index) = (Vec::new(), 0);
+        while index < self.running.len() {
+            match self.reserve(index, self.running[index].tokens.len()) {
+                true => {
+                    chunks.extend(self.chunk(index, &mut budget));
+                    index += 1;
+                }
                 false => self.preempt_youngest(), // perhaps the one that asked, which ends the loop
             }
         }
-        while budget > 0 && self.admit() {
-            chunks.push(self.chunk(chunks.len(), &mut budget));
+        while budget.lagging > 0 && self.admit() {
+            chunks.extend(self.chunk(self.running.len() - 1, &mut budget));
         }
         for chunk in &mut chunks {
-            chunk.room = self.room(chunk.sequence, budget); // none behind a cut prompt, which left no budget
-            budget -= chunk.room;
+            budget.extend(chunk, &self.running[chunk.sequence]);
+        }
+        for chunk in &mut chunks {
+            if chunk.positions.end == self.running[chunk.sequence].tokens.len() {
+                chunk.room = self.room(chunk.sequence, budget.left);
+                budget.left -= chunk.room;
+            }
         }
         chunks
     }
@@ -211,12 +266,12 @@ impl Scheduler {
         }
     }
 
-    /// The next positions of a running sequence, as far as the budget goes.
-    fn chunk(&self, sequence: usize, budget: &mut usize) -> Chunk {
+    /// The next positions of a running sequence, as far as its part of the budget goes.
+    fn chunk(&self, sequence: usize, budget: &mut Budget) -> Option<Chunk> {
         let Sequence { computed, ref tokens, .. } = self.running[sequence];
-        let end = tokens.len().min(computed + *budget);
-        *budget -= end - computed;
-        Chunk { sequence, positions: computed..end, room: 0, proposed: Vec::new() }
+        let taken = budget.take(tokens.len() - computed);
+        let positions = computed..computed + taken;
+        (taken > 0).then_some(Chunk { sequence, positions, room: 0, proposed: Vec::new() })
     }
 
     /// How many tokens to propose behind those of a running sequence, with blocks for them: none that could not be used.
@@ -275,6 +330,9 @@ impl Scheduler {
         sequence.computed = cached.len() * block_size;
         self.counts.looked_up_tokens += sequence.tokens.len() as u64;
         self.counts.cached_tokens += sequence.computed as u64;
+        if sequence.generated() == 0 {
+            sequence.cached_tokens = sequence.computed;
+        }
         let tokens = sequence.tokens.len();
         self.running.push(sequence);
         let reserved = self.reserve(self.running.len() - 1, tokens);

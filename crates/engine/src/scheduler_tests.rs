@@ -125,7 +125,14 @@ impl World {
 }
 
 fn limits(block_size: usize, max_batched_tokens: usize, max_sequences: usize) -> Limits {
-    Limits { block_size, max_batched_tokens, max_sequences, prefix_cache: true, proposals: 0..=0 }
+    Limits {
+        block_size,
+        max_batched_tokens,
+        prefill_beside_decode: max_batched_tokens,
+        max_sequences,
+        prefix_cache: true,
+        proposals: 0..=0,
+    }
 }
 
 /// What a sequence must get, whatever else happens.
@@ -324,4 +331,44 @@ fn proposals_take_what_is_left() {
     world.add(&[1, 2, 3], 5);
     world.add(&[3, 2, 1], 5);
     assert_eq!(rooms(&mut world), [(0..3, 3), (0..3, 1)]);
+}
+
+#[test]
+fn a_long_prompt_does_not_hold_up_a_stream() {
+    let limits = Limits { prefill_beside_decode: 3, ..limits(4, 16, 4) };
+    let mut world = World::new(40, limits);
+    let stream = world.add(&[1, 2], 20);
+    world.step();
+    let long = world.add(&[3; 40], 2);
+    for step in 1..=13 {
+        let lengths: Vec<usize> = world.step().iter().map(|chunk| chunk.positions.len()).collect();
+        assert_eq!(lengths, [1, 3]);
+        assert_eq!(world.outputs[&stream].len(), 1 + step, "a token at every step");
+    }
+    assert!(!world.outputs.contains_key(&long));
+    world.finish(40);
+    assert_eq!(world.outputs[&long].len(), 2);
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let mut world = World::new(40, limits(4, 8, 4));
+    world.add(&[1; 60], 1);
+    world.step();
+    let short = world.add(&[2, 3, 4], 1);
+    world.step();
+    assert_eq!(world.outputs[&short].len(), 1);
+    assert_eq!(world.finish(20), 6, "and the long one gets what is left: 8, 5, then 8 at every step");
+}
+
+#[test]
+fn what_was_in_the_prefix_cache_is_told_once() {
+    let mut world = World::new(20, limits(4, 16, 4));
+    let first = world.add(&[1, 2, 3, 4, 5, 6], 3);
+    world.finish(10);
+    let second = world.add(&[1, 2, 3, 4, 5, 7], 3);
+    world.finish(10);
+    let told =
+        |id: SequenceId| -> Vec<usize> { world.outputs[&id].iter().map(|o| o.cached_tokens).collect() };
+    assert_eq!((told(first), told(second)), (vec![0, 0, 0], vec![4, 0, 0]));
 }

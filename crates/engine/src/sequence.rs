@@ -66,6 +66,9 @@ pub struct StepOutput {
     pub logprobs: Option<Logprobs>,
     /// One entry for every token of the prompt, the first of them None; comes once, with the first output.
     pub prompt_logprobs: Option<Vec<Option<Logprobs>>>,
+    /// Tokens of the prompt that were in the prefix cache when the sequence was given a place; comes once, with the first
+    /// output.
+    pub cached_tokens: usize,
     /// Set in the sequence's last output.
     pub finished: Option<FinishReason>,
 }
@@ -108,6 +111,8 @@ pub(crate) struct Sequence {
     pub next_row: usize,
     prompt_logprobs: Option<Vec<Option<Logprobs>>>,
     pub finished: Option<FinishReason>,
+    /// Tokens of the prompt that were found in the prefix cache, until that was told.
+    pub cached_tokens: usize,
     /// How far ahead to propose.
     pub pace: Pace,
 
@@ -141,6 +146,7 @@ impl Sequence {
             tokens: prompt,
             params,
             finished: None,
+            cached_tokens: 0,
             pace: Pace::new(),
             computed: 0,
             block_table: Vec::new(),
@@ -159,6 +165,11 @@ impl Sequence {
     /// Tokens generated so far.
     pub(crate) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens that are not computed: one where the sequence generates.
+    pub(crate) fn lag(&self) -> usize {
+        self.tokens.len() - self.computed
     }
 
     /// The positions of a chunk whose logits are wanted.
@@ -221,6 +232,7 @@ impl Sequence {
             token: new_token,
             logprobs: new_logprobs,
             prompt_logprobs: self.prompt_logprobs.take(),
+            cached_tokens: std::mem::take(&mut self.cached_tokens),
             finished: self.finished.clone(),
         })
     }
