@@ -8,7 +8,8 @@ use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
 use crate::commands::{
-    bench, chat, completions, convert, data, generate, inspect, plot, pull, quantize, score, tokenize, train,
+    bench, chat, completions, convert, data, generate, inspect, plot, pull, quantize, score, serve, tokenize,
+    train,
 };
 
 /// Runs the Kanana family of language models on this machine.
@@ -37,6 +38,7 @@ pub struct Cli {
 pub enum Command {
     Chat(Box<chat::ChatArgs>),
     Generate(Box<generate::GenerateArgs>),
+    Serve(Box<serve::ServeArgs>),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
     Pull(pull::PullArgs),

@@ -129,6 +129,18 @@ impl Source {
         speculate: &Speculate,
         draft: Option<&Source>,
     ) -> Result<Engine> {
+        self.engine_with(budget, threads, speculate, draft, |options| options)
+    }
+
+    /// [`Source::engine`] with other options than the usual ones.
+    pub fn engine_with(
+        &self,
+        budget: &Budget,
+        threads: usize,
+        speculate: &Speculate,
+        draft: Option<&Source>,
+        change: impl FnOnce(EngineOptions) -> EngineOptions,
+    ) -> Result<Engine> {
         let kernels = Arc::new(Cpu::new(CpuOptions { threads: Some(threads), isa: None }));
         let model = Arc::new(self.load(&*kernels, budget)?);
         tracing::debug!(dir = %self.dir.display(), ?budget, threads, "loaded");
@@ -148,7 +160,7 @@ impl Source {
             speculation,
             ..EngineOptions::for_context(budget.max_context, budget.kv_format)
         };
-        Ok(Engine::new(model, kernels, options)?)
+        Ok(Engine::new(model, kernels, change(options))?)
     }
 }
 

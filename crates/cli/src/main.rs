@@ -27,13 +27,15 @@ use kanana_kernels::runtime::Isa;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
+use commands::serve::LogFormat;
 use commands::{
-    bench, chat, completions, convert, data, generate, inspect, plot, pull, quantize, score, tokenize, train,
+    bench, chat, completions, convert, data, generate, inspect, plot, pull, quantize, score, serve, tokenize,
+    train,
 };
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log();
+    start_log(&cli.command);
     run(&cli.command).unwrap_or_else(|error| hints::report(&error))
 }
 
@@ -54,19 +56,24 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Train(args) => return train::run(args),
         Command::Plot(args) => plot::run(args)?,
         Command::Data(args) => data::run(args)?,
+        Command::Serve(args) => serve::run(args)?,
         Command::Tokenizer(args) => data::run_tokenizer(args)?,
         Command::Completions(args) => completions::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the libraries tell goes to standard error, as much of it as `KANANA_LOG` asks for.
-fn start_log() {
-    if let Ok(filter) = EnvFilter::try_from_env("KANANA_LOG") {
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(false)
-            .init();
+/// What the libraries tell goes to standard error, as much of it as `KANANA_LOG` asks for; a server tells what it answers.
+fn start_log(command: &Command) {
+    let (default, json) = match command {
+        Command::Serve(args) => (Some("info"), args.log_format == LogFormat::Json),
+        _ => (None, false),
+    };
+    let asked = EnvFilter::try_from_env("KANANA_LOG").ok();
+    let Some(filter) = asked.or_else(|| default.map(EnvFilter::new)) else { return };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    match json {
+        true => log.json().flatten_event(true).init(),
+        false => log.init(),
     }
 }

@@ -96,11 +96,14 @@ impl Text {
         Ok(self.tokenizer.encode_rendered(&self.template.render(request)?)?)
     }
 
-    /// Tokens that end a turn, beside those that config.json names: the tokenizer's own idea of an end, and the end of
-    /// the Llama 3 format.
+    /// Tokens that end a turn, beside those that config.json names: the tokenizer's own idea of an end, and the two ends
+    /// of the Llama 3 format, of which the second follows calls of tools.
     pub fn ends_of_turn(&self) -> Vec<u32> {
         let named = self.tokenizer.special_token_id("eos_token");
-        let mut ids: Vec<u32> = named.into_iter().chain(self.tokenizer.token_id("<|eot_id|>")).collect();
+        let ends =
+            ["<|eot_id|>", "<|eom_id|>"].into_iter().filter_map(|token| self.tokenizer.token_id(token));
+        let mut ids: Vec<u32> = named.into_iter().chain(ends).collect();
+        ids.sort_unstable();
         ids.dedup();
         ids
     }

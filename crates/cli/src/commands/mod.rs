@@ -11,5 +11,6 @@ pub mod plot;
 pub mod pull;
 pub mod quantize;
 pub mod score;
+pub mod serve;
 pub mod tokenize;
 pub mod train;

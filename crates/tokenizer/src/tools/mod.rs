@@ -42,6 +42,9 @@ pub enum ToolFormat {
 }
 
 impl ToolFormat {
+    /// The control token that calls may stand behind, where the format has one.
+    pub const PYTHON_TAG: &str = "<|python_tag|>";
+
     /// All formats.
     pub const ALL: [Self; 3] = [Self::Kanana, Self::Llama3Json, Self::Hermes];
 

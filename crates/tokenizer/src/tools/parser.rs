@@ -8,7 +8,7 @@ use super::json::{CallObject, Nesting, Part, is_space};
 
 const FUNCTION: &str = "<function=";
 const FUNCTION_END: &str = "</function>";
-const PYTHON: &str = "<|python_tag|>";
+const PYTHON: &str = ToolFormat::PYTHON_TAG;
 const TOOL_CALL: &str = "<tool_call>";
 const TOOL_CALL_END: &str = "</tool_call>";
 /// Longest text that is held for the sake of a call that may begin in it, in bytes: more is text.

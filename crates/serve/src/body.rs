@@ -1,0 +1,133 @@
+//! A request's JSON to its type, with errors that name the field: nothing that a client sends is silently dropped.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::error::{ApiError, ApiResult};
+
+/// The fields that a type did not take: at the end of every request type, flattened.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Rest(Map<String, Value>);
+
+/// A request type, which can say what was left over.
+pub trait Api: DeserializeOwned + ToSchema + PartialSchema {
+    /// The fields that the type does not have.
+    fn rest(&self) -> &Rest;
+}
+
+/// Extracts a checked body.
+pub struct Body<T>(pub T);
+
+impl<T: Api, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            let message = match rejection.status() {
+                StatusCode::PAYLOAD_TOO_LARGE => "the body is larger than the server allows".to_owned(),
+                _ => rejection.body_text(),
+            };
+            ApiError::of_status(rejection.status(), message)
+        })?;
+        parse(&bytes).map(Body)
+    }
+}
+
+/// Errors: no JSON object, a field of the wrong type, an unknown field; each names it.
+pub fn parse<T: Api>(bytes: &[u8]) -> ApiResult<T> {
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::invalid("", format!("the body is not JSON: {error}")))?;
+    let Value::Object(fields) = value else {
+        return Err(ApiError::invalid("", "the body must be a JSON object"));
+    };
+    let parsed: T = from_fields(fields.clone()).map_err(|error| {
+        let param = culprit::<T>(&fields, &error);
+        let named = if param.is_empty() { String::new() } else { format!("{param}: ") };
+        ApiError::invalid(param, format!("{named}{error}"))
+    })?;
+    match parsed.rest().0.keys().next() {
+        None => Ok(parsed),
+        Some(unknown) => {
+            let mut schemas = Vec::new();
+            T::schemas(&mut schemas);
+            let mut names = Vec::new();
+            names_of(&T::schema(), &schemas, &mut names);
+            let near = |name: &&String| strsim::damerau_levenshtein(name, unknown);
+            let nearest = names.iter().min_by_key(near).filter(|name| near(name) <= 3);
+            let hint = nearest.map_or(String::new(), |name| format!("; did you mean {name}?"));
+            let mut error =
+                ApiError::invalid(unknown, format!("{unknown} is no field of this request{hint}"));
+            error.body.code = Some("unknown_parameter");
+            Err(error)
+        }
+    }
+}
+
+fn from_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, String> {
+    serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())
+}
+
+/// The field whose absence changes the error: flattened types lose the place where they failed.
+fn culprit<T: DeserializeOwned>(fields: &Map<String, Value>, error: &str) -> String {
+    let changes = |name: &&String| {
+        let mut without = fields.clone();
+        without.remove(*name);
+        from_fields::<T>(without).err().is_none_or(|other| other != error)
+    };
+    match error.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+        Some(missing) => missing.to_owned(),
+        None => fields.keys().find(changes).cloned().unwrap_or_default(),
+    }
+}
+
+/// The names of a schema's properties, those of the types flattened into it included.
+fn names_of(schema: &RefOr<Schema>, known: &[(String, RefOr<Schema>)], names: &mut Vec<String>) {
+    match schema {
+        RefOr::T(Schema::Object(object)) => names.extend(object.properties.keys().cloned()),
+        RefOr::T(Schema::AllOf(all)) => all.items.iter().for_each(|item| names_of(item, known, names)),
+        RefOr::Ref(reference) => {
+            let name = reference.ref_location.rsplit('/').next().unwrap_or_default();
+            let found = known.iter().find(|(known, _)| known == name);
+            found.into_iter().for_each(|(_, schema)| names_of(schema, known, names));
+        }
+        RefOr::T(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::chat::ChatCompletionRequest;
+
+    fn check(body: &str, param: &str, message: &str) {
+        let error = parse::<ChatCompletionRequest>(body.as_bytes()).expect_err(body);
+        assert_eq!(error.body.param.as_deref().unwrap_or(""), param, "{body}: {error:?}");
+        assert!(error.body.message.contains(message), "{body}: {error:?}");
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        check("{", "", "not JSON");
+        check("[]", "", "must be a JSON object");
+        check("{}", "messages", "missing field");
+        check(r#"{"messages": 3}"#, "messages", "expected a sequence");
+        check(r#"{"messages": [], "temperature": "hot"}"#, "temperature", "expected f32");
+        check(r#"{"messages": [], "stop": 3}"#, "stop", "a string or a list of strings");
+        check(r#"{"messages": [], "temprature": 1}"#, "temprature", "did you mean temperature?");
+        check(r#"{"messages": [], "max_token": 1}"#, "max_token", "did you mean max_tokens?");
+        check(r#"{"messages": [], "xyzzy": 1}"#, "xyzzy", "is no field");
+        check(r#"{"messages": [], "tool_choice": "maybe"}"#, "tool_choice", "expected none, auto, required");
+    }
+
+    #[test]
+    fn null_is_the_same_as_nothing() {
+        let body = br#"{"messages": [], "temperature": null, "tools": null, "stop": null, "audio": null}"#;
+        assert!(parse::<ChatCompletionRequest>(body).unwrap().sampling.temperature.is_none());
+    }
+}

@@ -1,0 +1,346 @@
+//! `/v1/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use kanana_engine::Logprobs;
+use kanana_tokenizer::Specials;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::body::{Api, Body, Rest};
+use crate::error::{ApiError, ApiResult, ErrorResponse};
+use crate::generation::{self, Delta, Finish, Plan, Whole};
+use crate::ids::{RequestId, fresh_id, now};
+use crate::logprobs::CompletionLogprobs;
+use crate::models::Model;
+use crate::prepare::{aside, compile, top_logprobs, within_context};
+use crate::sampling::{Sampling, sequences};
+use crate::sse;
+use crate::usage::{StreamOptions, Usage};
+
+/// Prompts of one request.
+const MAX_PROMPTS: usize = 2048;
+/// Tokens generated where the request does not say: OpenAI's default.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Texts to go on with.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct CompletionRequest {
+    /// A name from `/v1/models`; the first of them when left out.
+    pub model: Option<String>,
+    /// A text, token ids, or several of either.
+    pub prompt: Prompt,
+    /// Put the prompt before the answer.
+    pub echo: Option<bool>,
+    /// Tokens generated at most; 0 with `echo` only reads the prompt. 16 where left out.
+    pub max_tokens: Option<usize>,
+    /// Report how likely the tokens were, and this many likeliest ones. From 0 to 20.
+    pub logprobs: Option<usize>,
+    /// Generate this many and answer with the `n` likeliest.
+    pub best_of: Option<usize>,
+    /// Not supported: only null.
+    pub suffix: Option<Value>,
+    /// Send the answer as it comes.
+    pub stream: Option<bool>,
+    /// With `stream`: `include_usage` sends a last chunk with the counts.
+    pub stream_options: Option<StreamOptions>,
+    /// How tokens are chosen.
+    #[serde(flatten)]
+    pub sampling: Sampling,
+    /// What is left over.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub rest: Rest,
+}
+
+impl Api for CompletionRequest {
+    fn rest(&self) -> &Rest {
+        &self.rest
+    }
+}
+
+/// One prompt or several.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a string, a list of strings, a list of token ids, or a list of such lists"
+)]
+pub enum Prompt {
+    /// A text.
+    Text(String),
+    /// Several texts.
+    Texts(Vec<String>),
+    /// Token ids.
+    Ids(Vec<u32>),
+    /// Several lists of token ids.
+    ManyIds(Vec<Vec<u32>>),
+}
+
+impl Prompt {
+    /// The token ids of each.
+    ///
+    /// Errors: none, too many, an id that the model does not have.
+    pub fn encode(&self, model: &Model, field: &'static str) -> ApiResult<Vec<Vec<u32>>> {
+        let encode = |text: &String| model.tokenizer.encode(text).map_err(ApiError::from);
+        let prompts = match self {
+            Prompt::Text(text) => vec![encode(text)?],
+            Prompt::Texts(texts) => texts.iter().map(encode).collect::<ApiResult<_>>()?,
+            Prompt::Ids(ids) => vec![ids.clone()],
+            Prompt::ManyIds(lists) => lists.clone(),
+        };
+        if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
+            let message = format!("{field}: {} prompts, but must be from 1 to {MAX_PROMPTS}", prompts.len());
+            return Err(ApiError::invalid(field, message));
+        }
+        for (index, prompt) in prompts.iter().enumerate() {
+            let unknown = prompt.iter().find(|&&id| id as usize >= model.vocab_size);
+            let problem = match unknown {
+                Some(id) => format!("token {id}, but the model has {}, counted from 0", model.vocab_size),
+                None if prompt.is_empty() => "empty: give at least one token".to_owned(),
+                None => continue,
+            };
+            return Err(ApiError::invalid(field, format!("{field} {index}: {problem}")));
+        }
+        Ok(prompts)
+    }
+}
+
+/// The answer, whole or a piece.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Completion {
+    /// Of this answer.
+    pub id: String,
+    /// `text_completion`.
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Who answered.
+    pub model: String,
+    /// `n` for each prompt, in their order.
+    pub choices: Vec<CompletionChoice>,
+    /// Tokens read and written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// One continuation, or a piece of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CompletionChoice {
+    /// Which.
+    pub index: usize,
+    /// Its text.
+    pub text: String,
+    /// Where asked for.
+    pub logprobs: Option<CompletionLogprobs>,
+    /// `stop` or `length`.
+    pub finish_reason: Option<&'static str>,
+}
+
+/// Goes on with texts.
+#[utoipa::path(
+    post, path = "/v1/completions", request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The continuations; with stream, as events and [DONE]", body = Completion),
+        (status = 400, description = "A field is wrong", body = ErrorResponse),
+        (status = 429, description = "The queue is full", body = ErrorResponse),
+    )
+)]
+pub async fn handle(
+    State(app): State<Arc<App>>,
+    request_id: RequestId,
+    Body(request): Body<CompletionRequest>,
+) -> ApiResult<Response> {
+    if request.suffix.is_some() {
+        return Err(ApiError::unsupported("suffix", "the model writes forwards only"));
+    }
+    let model = app.models.get(request.model.as_deref()).await?;
+    let streamed = request.stream.unwrap_or(false);
+    let include_usage = crate::usage::include_usage(streamed, request.stream_options.as_ref())?;
+    let (n, best_of) = (request.sampling.n()?, request.best_of);
+    let tried = sequences("best_of", Some(best_of.unwrap_or(n)))?;
+    if tried < n || (streamed && tried > n) {
+        let message = "best_of must be at least n, and n where the answer is streamed";
+        return Err(ApiError::invalid("best_of", message));
+    }
+    request_id.note_user(request.sampling.user());
+    let echo = request.echo.unwrap_or(false);
+    let scored = request.logprobs.is_some();
+    let plans = aside(&model, move |model| request.plans(model, tried, n)).await?;
+    let prompts: Vec<Vec<u32>> = plans.iter().map(|plan| plan.prompt.clone()).collect();
+    let deltas = generation::start(&model, plans, app.options.request_timeout)?;
+    let frame = Frame { id: fresh_id("cmpl-"), created: now(), model, echo, scored, prompts, n: tried };
+    if streamed {
+        return Ok(sse::response(frame.stream(deltas, include_usage)));
+    }
+    let answers = generation::collect(deltas, frame.prompts.len() * tried).await?;
+    Ok(Json(frame.whole(answers, n)?).into_response())
+}
+
+impl CompletionRequest {
+    fn plans(&self, model: &Model, tried: usize, n: usize) -> ApiResult<Vec<Plan>> {
+        let echo = self.echo.unwrap_or(false);
+        let max_tokens = self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+        if max_tokens == 0 && !(echo && self.logprobs.is_some()) {
+            let message = "max_tokens is 0, which only makes sense with echo and logprobs";
+            return Err(ApiError::invalid("max_tokens", message));
+        }
+        let top = top_logprobs("logprobs", self.logprobs)?;
+        let constraint = compile(model, self.sampling.grammar()?)?;
+        let plan = |prompt: Vec<u32>| {
+            let mut params = self.sampling.params(&model.defaults)?;
+            params.max_tokens = within_context(Some(max_tokens), prompt.len(), model, None)?;
+            params.logprobs = top.or((tried > n).then_some(0));
+            params.prompt_logprobs = top.filter(|_| echo);
+            Ok(Plan {
+                prompt,
+                params,
+                stops: self.sampling.stops()?,
+                include_stop: self.sampling.include_stop_str_in_output.unwrap_or(false),
+                constraint: constraint.clone(),
+                tools: None,
+                n: tried,
+            })
+        };
+        self.prompt.encode(model, "prompt")?.into_iter().map(plan).collect()
+    }
+}
+
+/// What all parts of one answer say.
+struct Frame {
+    id: String,
+    created: u64,
+    model: Arc<Model>,
+    echo: bool,
+    scored: bool,
+    prompts: Vec<Vec<u32>>,
+    /// Answers for each prompt.
+    n: usize,
+}
+
+impl Frame {
+    fn of(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Completion {
+        let model = self.model.id.clone();
+        Completion {
+            id: self.id.clone(),
+            object: "text_completion",
+            created: self.created,
+            model,
+            choices,
+            usage,
+        }
+    }
+
+    /// The `n` best of the answers for each prompt.
+    fn whole(&self, answers: Vec<Whole>, n: usize) -> ApiResult<Completion> {
+        let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
+        let usage = Usage::of(prompt_tokens, &answers);
+        let mut choices = Vec::new();
+        let mut answers = answers.into_iter();
+        for prompt in &self.prompts {
+            let mut tried: Vec<Whole> = answers.by_ref().take(self.n).collect();
+            if n < self.n {
+                tried.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+                tried.truncate(n);
+            }
+            for answer in tried {
+                choices.push(self.choice(choices.len(), prompt, answer)?);
+            }
+        }
+        Ok(self.of(choices, Some(usage)))
+    }
+
+    fn choice(&self, index: usize, prompt: &[u32], answer: Whole) -> ApiResult<CompletionChoice> {
+        let tokenizer = &self.model.tokenizer;
+        let mut text = String::new();
+        if self.echo {
+            text = tokenizer.decode(prompt, Specials::Skip)?;
+        }
+        let logprobs = self.scored.then(|| {
+            let mut logprobs = CompletionLogprobs::default();
+            let mut offset = 0;
+            if let Some(of_prompt) = &answer.prompt_logprobs {
+                offset = logprobs.extend(tokenizer, prompt, of_prompt, 0);
+            }
+            let of_answer: Vec<Option<Logprobs>> = answer.logprobs.into_iter().map(Some).collect();
+            logprobs.extend(tokenizer, &answer.tokens, &of_answer, offset);
+            logprobs
+        });
+        text += &answer.text;
+        let finish_reason = Some(answer.finish.unwrap_or(Finish::Length).name());
+        Ok(CompletionChoice { index, text, logprobs, finish_reason })
+    }
+
+    fn stream(
+        self,
+        deltas: generation::Deltas,
+        include_usage: bool,
+    ) -> impl futures_util::Stream<Item = ApiResult<Value>> + Send {
+        let mut totals: Vec<(Whole, usize)> = Vec::new();
+        totals.resize_with(self.prompts.len() * self.n, Default::default);
+        futures_util::stream::unfold(Some((self, deltas, totals)), move |state| async move {
+            let (frame, mut deltas, mut totals) = state?;
+            loop {
+                match deltas.next().await {
+                    Some((index, Ok(delta))) => {
+                        let piece = frame.piece(index, delta, &mut totals[index]);
+                        if let Some(piece) = piece.transpose() {
+                            let json = piece.and_then(|piece| to_json(frame.of(vec![piece], None)));
+                            return Some((json, Some((frame, deltas, totals))));
+                        }
+                    }
+                    Some((_, Err(error))) => return Some((Err(error), None)),
+                    None if include_usage => {
+                        let prompt_tokens = frame.prompts.iter().map(Vec::len).sum();
+                        let answers: Vec<Whole> = totals.into_iter().map(|(total, _)| total).collect();
+                        let usage = Usage::of(prompt_tokens, &answers);
+                        return Some((to_json(frame.of(Vec::new(), Some(usage))), None));
+                    }
+                    None => return None,
+                }
+            }
+        })
+    }
+
+    /// What is new of an answer, behind its prompt where that is echoed; None where there is nothing to see. `total` has
+    /// the tokens so far, and the characters.
+    fn piece(
+        &self,
+        index: usize,
+        delta: Delta,
+        (total, offset): &mut (Whole, usize),
+    ) -> ApiResult<Option<CompletionChoice>> {
+        let prompt = &self.prompts[index / self.n];
+        let first = total.tokens.is_empty() && total.finish.is_none();
+        let shows = delta.shows() || (first && self.echo);
+        let mut whole = Whole::default();
+        let finish = delta.finish;
+        total.tokens.extend(&delta.tokens);
+        total.cached_tokens += delta.cached_tokens;
+        total.finish = finish;
+        whole.push(delta);
+        let (tokenizer, mut text) = (&self.model.tokenizer, String::new());
+        let mut logprobs = CompletionLogprobs::default();
+        if first && self.echo {
+            text = tokenizer.decode(prompt, Specials::Skip)?;
+            if let Some(of_prompt) = &whole.prompt_logprobs {
+                *offset = logprobs.extend(tokenizer, prompt, of_prompt, 0);
+            }
+        }
+        let of_answer: Vec<Option<Logprobs>> = whole.logprobs.into_iter().map(Some).collect();
+        *offset = logprobs.extend(tokenizer, &whole.tokens, &of_answer, *offset);
+        text += &whole.text;
+        let logprobs = self.scored.then_some(logprobs);
+        let finish_reason = finish.map(Finish::name);
+        Ok(shows.then_some(CompletionChoice { index, text, logprobs, finish_reason }))
+    }
+}
+
+fn to_json(completion: Completion) -> ApiResult<Value> {
+    serde_json::to_value(completion).map_err(ApiError::internal)
+}
