@@ -16,6 +16,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::auth::Keys;
 use crate::error::{ApiError, ApiResult, ServeError};
+use crate::generation::Terms;
 use crate::ids::RequestId;
 use crate::metrics::count_response;
 use crate::models::Models;
@@ -47,6 +48,12 @@ pub struct App {
 impl App {
     pub fn new(models: Models, keys: Keys, options: AppOptions) -> Arc<Self> {
         Arc::new(App { models, keys, options, closing: AtomicBool::new(false) })
+    }
+
+    /// What holds for the answers of a request.
+    pub fn terms(&self, request: RequestId) -> Terms {
+        let log_as = self.options.log_prompts.then_some(request);
+        Terms { timeout: self.options.request_timeout, log_as }
     }
 
     /// Whether the server is going down.

@@ -10,6 +10,7 @@ use kanana_tokenizer::tools::{ToolEvent, ToolFormat, ToolParser};
 use kanana_tokenizer::{Specials, StopStrings, TextStream};
 
 use crate::error::{ApiError, ApiResult};
+use crate::ids::RequestId;
 use crate::metrics::Observer;
 use crate::models::Model;
 use crate::worker::{Admission, Event, Ticket};
@@ -25,6 +26,14 @@ pub struct Plan {
     pub tools: Option<(ToolFormat, Vec<String>)>,
     /// How many answers.
     pub n: usize,
+}
+
+/// What holds for all answers of a request.
+pub struct Terms {
+    /// An answer that takes longer is cut.
+    pub timeout: Duration,
+    /// The request under whose name prompts and answers stand in the log; None: they do not.
+    pub log_as: Option<RequestId>,
 }
 
 /// Why an answer ended, by OpenAI's names.
@@ -78,14 +87,18 @@ pub type Deltas = BoxStream<'static, (usize, ApiResult<Delta>)>;
 /// The first answer of a plan runs ahead until its first token, so that the others find its prompt in the cache.
 ///
 /// Errors: the queue is full, or the server is going down.
-pub fn start(model: &Arc<Model>, plans: Vec<Plan>, timeout: Duration) -> ApiResult<Deltas> {
+pub fn start(model: &Arc<Model>, plans: Vec<Plan>, terms: &Terms) -> ApiResult<Deltas> {
     let total = plans.iter().map(|plan| plan.n).sum();
     let mut admission = model.handle.admit(total)?;
     let (mut first, mut later) = (SelectAll::new(), Vec::new());
     let mut index = 0;
     for plan in plans {
+        if let Some(RequestId(request)) = &terms.log_as {
+            let prompt = model.tokenizer.decode(&plan.prompt, Specials::Keep)?;
+            tracing::info!(request, prompt, "asked");
+        }
         for n in 0..plan.n {
-            let answer = Answer::new(model, &plan, n);
+            let answer = Answer::new(model, &plan, n, index, terms);
             match n {
                 0 => first.push(answer.stream(index, &mut admission)?),
                 _ => later.push((index - n, index, answer)),
@@ -93,7 +106,7 @@ pub fn start(model: &Arc<Model>, plans: Vec<Plan>, timeout: Duration) -> ApiResu
             index += 1;
         }
     }
-    let deadline = Instant::now() + timeout;
+    let (deadline, timeout) = (Instant::now() + terms.timeout, terms.timeout);
     let state = Merged { running: first, later, admission, deadline, timeout };
     Ok(stream::unfold(Some(state), next_of).boxed())
 }
@@ -138,6 +151,14 @@ struct Answer {
     control: Arc<Model>,
     observer: Observer,
     ended: bool,
+    log: Option<Log>,
+}
+
+/// An answer for the log.
+struct Log {
+    request: RequestId,
+    index: usize,
+    text: String,
 }
 
 /// From ids to text that may be shown.
@@ -149,7 +170,7 @@ struct Text {
 }
 
 impl Answer {
-    fn new(model: &Arc<Model>, plan: &Plan, n: usize) -> Self {
+    fn new(model: &Arc<Model>, plan: &Plan, n: usize, index: usize, terms: &Terms) -> Self {
         let mut params = plan.params.clone();
         params.seed = params.seed.map(|seed| seed.wrapping_add(n as u64));
         if !params.ignore_eos {
@@ -171,6 +192,11 @@ impl Answer {
             observer: Observer::start(&model.id, plan.prompt.len()),
             request: Some((Request { prompt: plan.prompt.clone(), params }, plan.constraint.clone())),
             ended: false,
+            log: terms.log_as.as_ref().map(|request| Log {
+                request: request.clone(),
+                index,
+                text: String::new(),
+            }),
         }
     }
 
@@ -219,6 +245,12 @@ impl Answer {
             let rest = self.text.stream.finish()?;
             self.text.pass(rest, &mut delta.text);
             delta.text += &self.text.stops.finish();
+        }
+        if let Some(log) = &mut self.log {
+            log.text += &delta.text;
+            if finish.is_some() {
+                tracing::info!(request = log.request.0, index = log.index, answer = log.text, "answered");
+            }
         }
         self.find_calls(&mut delta, finish.is_some());
         delta.finish = match finish {

@@ -271,7 +271,7 @@ pub async fn handle(
     let conversation = request.conversation()?;
     let plan = aside(&model, |model| conversation.plan(model)).await?;
     let (prompt_tokens, n) = (plan.prompt.len(), plan.n);
-    let deltas = generation::start(&model, vec![plan], app.options.request_timeout)?;
+    let deltas = generation::start(&model, vec![plan], &app.terms(request_id))?;
     let frame = Frame { id: fresh_id("chatcmpl-"), created: now(), model, scored };
     if streamed {
         let stream = Chunks::new(frame, prompt_tokens, n, include_usage).stream(deltas);

@@ -173,7 +173,7 @@ pub async fn handle(
     let scored = request.logprobs.is_some();
     let plans = aside(&model, move |model| request.plans(model, tried, n)).await?;
     let prompts: Vec<Vec<u32>> = plans.iter().map(|plan| plan.prompt.clone()).collect();
-    let deltas = generation::start(&model, plans, app.options.request_timeout)?;
+    let deltas = generation::start(&model, plans, &app.terms(request_id))?;
     let frame = Frame { id: fresh_id("cmpl-"), created: now(), model, echo, scored, prompts, n: tried };
     if streamed {
         return Ok(sse::response(frame.stream(deltas, include_usage)));

@@ -190,7 +190,7 @@ pub async fn handle(
     let conversation = request.conversation()?;
     let plan = aside(&model, |model| conversation.plan(model)).await?;
     let prompt_tokens = plan.prompt.len();
-    let deltas = generation::start(&model, vec![plan], app.options.request_timeout)?;
+    let deltas = generation::start(&model, vec![plan], &app.terms(request_id))?;
     if streamed {
         return Ok(responses_stream::response(frame, deltas, prompt_tokens));
     }
