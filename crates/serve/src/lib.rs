@@ -28,4 +28,4 @@ mod worker;
 pub use app::AppOptions;
 pub use error::ServeError;
 pub use models::{Capacity, Loaded, Loader, ModelSpec};
-pub use server::{ServeOptions, serve};
+pub use server::{ServeOptions, serve, serve_until};

@@ -23,8 +23,6 @@ use crate::auth::Keys;
 use crate::error::ServeError;
 use crate::models::{Capacity, ModelSpec, Models};
 
-/// A connection that sends no request for so long is closed; so is one that is slow with its headers.
-const IDLE: Duration = Duration::from_secs(60);
 /// A handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -41,6 +39,8 @@ pub struct ServeOptions {
     pub api_key_file: Option<PathBuf>,
     /// Connections at once; more of them wait.
     pub max_connections: usize,
+    /// A connection that sends no request for so long is closed; so is one that is slow with its headers.
+    pub idle_timeout: Duration,
     /// Requests of one model at once, and memory of all models.
     pub capacity: Capacity,
     /// How requests are treated.
@@ -57,8 +57,20 @@ pub fn serve(
     options: ServeOptions,
     listening: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), ServeError> {
+    serve_until(specs, options, listening, std::future::pending())
+}
+
+/// As [`serve`], and goes down in the same order when `stop` is done.
+///
+/// Errors: those of [`serve`].
+pub fn serve_until(
+    specs: Vec<ModelSpec>,
+    options: ServeOptions,
+    listening: impl FnOnce(SocketAddr) + Send,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let served = runtime.block_on(run(specs, options, listening));
+    let served = runtime.block_on(run(specs, options, listening, stop));
     runtime.shutdown_background(); // a model that is being read does not hold the program
     served
 }
@@ -67,6 +79,7 @@ async fn run(
     specs: Vec<ModelSpec>,
     options: ServeOptions,
     listening: impl FnOnce(SocketAddr) + Send,
+    stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let keys = Keys::new(options.api_keys, options.api_key_file)?;
     let tls = options.tls.as_ref().map(|(cert, key)| acceptor(cert, key)).transpose()?;
@@ -82,11 +95,13 @@ async fn run(
     let mut signals = Signals::new()?;
     listening(listener.local_addr()?);
 
+    let mut stop = std::pin::pin!(stop);
     let (graceful, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(options.max_connections)));
     loop {
         let place = Arc::clone(&places).acquire_owned();
         let accepted = tokio::select! {
             accepted = async { (place.await, listener.accept().await) } => accepted,
+            () = &mut stop => break,
             signal = signals.next() => match signal {
                 Signal::End => break,
                 Signal::Reload => {
@@ -105,12 +120,13 @@ async fn run(
         };
         stream.set_nodelay(true).ok(); // tokens are sent when they come
         let (router, watcher, tls) = (router.clone(), graceful.watcher(), tls.clone());
+        let idle = options.idle_timeout;
         tokio::spawn(async move {
             match tls {
-                None => talk(stream, router, watcher).await,
+                None => talk(stream, router, watcher, idle).await,
                 Some(tls) => {
                     if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                        talk(stream, router, watcher).await;
+                        talk(stream, router, watcher, idle).await;
                     }
                 }
             }
@@ -133,10 +149,11 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     router: Router,
     watcher: hyper_util::server::graceful::Watcher,
+    idle: Duration,
 ) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE)
+        .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "a connection broke");

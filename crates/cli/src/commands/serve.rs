@@ -207,6 +207,7 @@ impl ServeArgs {
             api_keys: self.api_key.iter().cloned().chain(keys).collect(),
             api_key_file: self.api_key_file.clone(),
             max_connections: self.max_connections,
+            idle_timeout: Duration::from_secs(60),
             capacity: Capacity {
                 requests: self.max_sequences + self.max_queue,
                 memory: self.machine.memory.memory_limit.or_else(memory::available),
