@@ -15,6 +15,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::auth::Keys;
+use crate::body::TOO_LARGE;
 use crate::error::{ApiError, ApiResult, ServeError};
 use crate::generation::Terms;
 use crate::ids::RequestId;
@@ -130,7 +131,13 @@ async fn watch(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let (method, path) = (request.method().clone(), matched.unwrap_or_else(|| "?".to_owned()));
     request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
+    let mut response = match announced(&request) {
+        // Nobody waits for what would not be read.
+        Some(bytes) if bytes > app.options.max_body as u64 => {
+            ApiError::of_status(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE).into_response()
+        }
+        _ => next.run(request).await,
+    };
     let status = response.status().as_u16();
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert("x-request-id", value);
@@ -142,6 +149,11 @@ async fn watch(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let seconds = started.elapsed().as_secs_f64();
     tracing::info!(request = id.0, %method, path = &*path, status, seconds, "answered");
     response
+}
+
+/// The length of the body, where the head says it. Units: bytes.
+fn announced(request: &Request) -> Option<u64> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 async fn no_such_path(request: Request) -> ApiError {

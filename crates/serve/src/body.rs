@@ -1,15 +1,21 @@
 //! A request's JSON to its type, with errors that name the field: nothing that a client sends is silently dropped.
 
+use std::error::Error;
+
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tower_http::timeout::TimeoutError;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::{ApiError, ApiResult};
+
+/// What is said of a body of more than [`crate::AppOptions::max_body`] bytes.
+pub const TOO_LARGE: &str = "the body is larger than the server allows";
 
 /// The fields that a type did not take: at the end of every request type, flattened.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -29,14 +35,23 @@ impl<T: Api, S: Send + Sync> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+            if is_late(&rejection) {
+                return ApiError::of_status(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
+            }
             let message = match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => "the body is larger than the server allows".to_owned(),
+                StatusCode::PAYLOAD_TOO_LARGE => TOO_LARGE.to_owned(),
                 _ => rejection.body_text(),
             };
             ApiError::of_status(rejection.status(), message)
         })?;
         parse(&bytes).map(Body)
     }
+}
+
+/// Whether a body was not read because it did not come in time.
+fn is_late(rejection: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(rejection), |&error| error.source());
+    causes.any(|error| error.is::<TimeoutError>())
 }
 
 /// Errors: no JSON object, a field of the wrong type, an unknown field; each names it.

@@ -1,10 +1,12 @@
 //! Log-probabilities in the two shapes that OpenAI's API has.
 
 use kanana_engine::{Logprobs, TokenLogprob};
-use kanana_tokenizer::{Specials, Tokenizer};
+use kanana_tokenizer::{Specials, TextStream, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
+
+use crate::error::ApiResult;
 
 /// A token and how likely it was, as chat completions tell it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -56,25 +58,47 @@ pub struct CompletionLogprobs {
     pub text_offset: Vec<usize>,
 }
 
+/// Where the tokens of a text begin, whichever pieces they come in: a token inside a character begins where that does.
+pub struct Offsets {
+    stream: TextStream,
+    /// Units: characters.
+    end: usize,
+}
+
+impl Offsets {
+    /// At the beginning.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
+        Offsets { stream: tokenizer.stream(Specials::Skip), end: 0 }
+    }
+
+    /// Here one text ends and another is put behind it.
+    ///
+    /// Errors: the tokenizers library refuses to decode.
+    pub fn end_text(&mut self) -> ApiResult<()> {
+        self.end += self.stream.finish()?.chars().count();
+        Ok(())
+    }
+}
+
 impl CompletionLogprobs {
-    /// Appends tokens with what is known of them, behind `offset` characters of text; gives the offset behind them.
+    /// Appends tokens with what is known of them.
+    ///
+    /// Errors: the tokenizers library refuses to decode.
     pub fn extend(
         &mut self,
         tokenizer: &Tokenizer,
         tokens: &[u32],
         logprobs: &[Option<Logprobs>],
-        offset: usize,
-    ) -> usize {
-        let mut stream = tokenizer.stream(Specials::Skip);
-        let mut end = offset;
+        offsets: &mut Offsets,
+    ) -> ApiResult<()> {
         for (&token, logprobs) in tokens.iter().zip(logprobs) {
-            self.text_offset.push(end);
-            end += stream.push(token).map_or(0, |text| text.chars().count());
+            self.text_offset.push(offsets.end);
+            offsets.end += offsets.stream.push(token)?.chars().count();
             self.tokens.push(name_of(tokenizer, token));
             self.token_logprobs.push(logprobs.as_ref().map(|entry| entry.chosen.logprob));
             self.top_logprobs.push(logprobs.as_ref().map(|entry| top(tokenizer, entry)));
         }
-        end
+        Ok(())
     }
 }
 

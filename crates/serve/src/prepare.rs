@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kanana_engine::{Constraint, Grammar};
+use kanana_engine::{Constraint, EngineError, Grammar};
 use kanana_tokenizer::tools::{ToolChoice, ToolFormat, ToolSpec};
 use kanana_tokenizer::{ChatRequest, Ending, Message};
 use serde::Deserialize;
@@ -148,6 +148,7 @@ impl Conversation {
         let mut params = self.sampling.params(&model.defaults)?;
         params.max_tokens = within_context(self.max_tokens, prompt.len(), model, params.max_tokens)?;
         params.logprobs = top_logprobs("top_logprobs", self.top_logprobs)?;
+        params.validate(model.vocab_size)?; // the engine would, when a stream has begun
         let grammar = self.grammar(choice.as_ref(), format, &tools)?;
         Ok(Plan {
             prompt,
@@ -263,6 +264,7 @@ pub fn within_context(
             error.body.code = Some("context_length_exceeded");
             Err(error)
         }
+        None if prompt >= context => Err(EngineError::PromptTooLong { prompt, generated: 1, context }.into()),
         asked => Ok(asked.or(default)),
     }
 }

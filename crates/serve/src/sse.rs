@@ -14,12 +14,12 @@ use crate::error::{ApiError, ApiResult};
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// OpenAI's way: `data:` lines of JSON, an error as one of them, `[DONE]` at the end.
-pub fn response(stream: impl Stream<Item = ApiResult<Value>> + Send + 'static) -> Response {
+///
+/// They come as text: numbers of 32 bits are spelled out as ones of 64 on their way through a [`Value`].
+pub fn response(stream: impl Stream<Item = ApiResult<String>> + Send + 'static) -> Response {
     let data = |text: String| Ok::<_, Infallible>(Event::default().data(text));
-    let events = stream.map(move |item| {
-        let json = item.unwrap_or_else(|error: ApiError| error.to_json());
-        data(json.to_string())
-    });
+    let events =
+        stream.map(move |item| data(item.unwrap_or_else(|error: ApiError| error.to_json().to_string())));
     let done = futures_util::stream::once(async move { data("[DONE]".to_owned()) });
     finish(events.chain(done))
 }

@@ -28,10 +28,10 @@ pub struct PromptTokensDetails {
 }
 
 impl Usage {
-    /// Of a prompt and its answers.
-    pub fn of(prompt_tokens: usize, answers: &[Whole]) -> Self {
+    /// Of prompts and their answers, `n` of each. Every prompt counts once, as the first of its answers found it.
+    pub fn of(prompt_tokens: usize, answers: &[Whole], n: usize) -> Self {
         let completion_tokens = answers.iter().map(|answer| answer.tokens.len()).sum();
-        let cached_tokens = answers.first().map_or(0, |answer| answer.cached_tokens);
+        let cached_tokens = answers.iter().step_by(n).map(|answer| answer.cached_tokens).sum();
         Usage {
             prompt_tokens,
             completion_tokens,

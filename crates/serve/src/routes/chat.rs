@@ -295,7 +295,7 @@ impl Frame {
     }
 
     fn whole(&self, answers: Vec<Whole>, prompt_tokens: usize) -> ChatCompletion {
-        let usage = Usage::of(prompt_tokens, &answers);
+        let usage = Usage::of(prompt_tokens, &answers, answers.len());
         let choices = answers.into_iter().enumerate().map(|(index, answer)| ChatChoice {
             index,
             logprobs: self.logprobs(&answer.logprobs),
@@ -339,14 +339,17 @@ impl Chunks {
     }
 
     /// The first chunks say the role; the last, if asked for, the counts.
-    fn stream(self, deltas: generation::Deltas) -> impl futures_util::Stream<Item = ApiResult<Value>> + Send {
+    fn stream(
+        self,
+        deltas: generation::Deltas,
+    ) -> impl futures_util::Stream<Item = ApiResult<String>> + Send {
         let n = self.totals.len();
         let roles = (0..n).map(|index| {
             let delta =
                 ChunkDelta { role: Some("assistant"), content: Some(String::new()), ..ChunkDelta::default() };
             Ok(self.chunk(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: None }], None))
         });
-        let roles: Vec<ApiResult<Value>> = roles.collect();
+        let roles: Vec<ApiResult<String>> = roles.collect();
         let body = futures_util::stream::unfold((self, Some(deltas)), |(mut chunks, deltas)| async move {
             let mut deltas = deltas?;
             loop {
@@ -358,7 +361,7 @@ impl Chunks {
                     }
                     Some((_, Err(error))) => return Some((Err(error), (chunks, None))),
                     None if chunks.include_usage => {
-                        let usage = Usage::of(chunks.prompt_tokens, &chunks.totals);
+                        let usage = Usage::of(chunks.prompt_tokens, &chunks.totals, chunks.totals.len());
                         return Some((Ok(chunks.chunk(Vec::new(), Some(usage))), (chunks, None)));
                     }
                     None => return None,
@@ -368,7 +371,7 @@ impl Chunks {
         futures_util::stream::iter(roles).chain(body)
     }
 
-    fn accept(&mut self, index: usize, delta: Delta) -> Option<Value> {
+    fn accept(&mut self, index: usize, delta: Delta) -> Option<String> {
         let shows = delta.shows();
         let tool_calls = delta.calls.iter().filter_map(Self::call).collect();
         let choice = ChunkChoice {
@@ -402,7 +405,7 @@ impl Chunks {
         }
     }
 
-    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> Value {
+    fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>) -> String {
         let chunk = ChatCompletionChunk {
             id: self.frame.id.clone(),
             object: "chat.completion.chunk",
@@ -411,6 +414,6 @@ impl Chunks {
             choices,
             usage: self.include_usage.then_some(usage),
         };
-        serde_json::to_value(chunk).expect("a chunk is JSON: this is a bug")
+        serde_json::to_string(&chunk).expect("a chunk is JSON: this is a bug")
     }
 }

@@ -17,7 +17,7 @@ use crate::body::{Api, Body, Rest};
 use crate::error::{ApiError, ApiResult, ErrorResponse};
 use crate::generation::{self, Delta, Finish, Plan, Whole};
 use crate::ids::{RequestId, fresh_id, now};
-use crate::logprobs::CompletionLogprobs;
+use crate::logprobs::{CompletionLogprobs, Offsets};
 use crate::models::Model;
 use crate::prepare::{aside, compile, top_logprobs, within_context};
 use crate::sampling::{Sampling, sequences};
@@ -197,6 +197,7 @@ impl CompletionRequest {
             params.max_tokens = within_context(Some(max_tokens), prompt.len(), model, None)?;
             params.logprobs = top.or((tried > n).then_some(0));
             params.prompt_logprobs = top.filter(|_| echo);
+            params.validate(model.vocab_size)?; // the engine would, when a stream has begun
             Ok(Plan {
                 prompt,
                 params,
@@ -239,7 +240,7 @@ impl Frame {
     /// The `n` best of the answers for each prompt.
     fn whole(&self, answers: Vec<Whole>, n: usize) -> ApiResult<Completion> {
         let prompt_tokens = self.prompts.iter().map(Vec::len).sum();
-        let usage = Usage::of(prompt_tokens, &answers);
+        let usage = Usage::of(prompt_tokens, &answers, self.n);
         let mut choices = Vec::new();
         let mut answers = answers.into_iter();
         for prompt in &self.prompts {
@@ -261,16 +262,17 @@ impl Frame {
         if self.echo {
             text = tokenizer.decode(prompt, Specials::Skip)?;
         }
-        let logprobs = self.scored.then(|| {
-            let mut logprobs = CompletionLogprobs::default();
-            let mut offset = 0;
+        let mut logprobs = None;
+        if self.scored {
+            let (whole, mut offsets) =
+                (logprobs.insert(CompletionLogprobs::default()), Offsets::new(tokenizer));
             if let Some(of_prompt) = &answer.prompt_logprobs {
-                offset = logprobs.extend(tokenizer, prompt, of_prompt, 0);
+                whole.extend(tokenizer, prompt, of_prompt, &mut offsets)?;
+                offsets.end_text()?;
             }
             let of_answer: Vec<Option<Logprobs>> = answer.logprobs.into_iter().map(Some).collect();
-            logprobs.extend(tokenizer, &answer.tokens, &of_answer, offset);
-            logprobs
-        });
+            whole.extend(tokenizer, &answer.tokens, &of_answer, &mut offsets)?;
+        }
         text += &answer.text;
         let finish_reason = Some(answer.finish.unwrap_or(Finish::Length).name());
         Ok(CompletionChoice { index, text, logprobs, finish_reason })
@@ -280,9 +282,10 @@ impl Frame {
         self,
         deltas: generation::Deltas,
         include_usage: bool,
-    ) -> impl futures_util::Stream<Item = ApiResult<Value>> + Send {
-        let mut totals: Vec<(Whole, usize)> = Vec::new();
-        totals.resize_with(self.prompts.len() * self.n, Default::default);
+    ) -> impl futures_util::Stream<Item = ApiResult<String>> + Send {
+        let mut totals: Vec<(Whole, Offsets)> = Vec::new();
+        let begun = || (Whole::default(), Offsets::new(&self.model.tokenizer));
+        totals.resize_with(self.prompts.len() * self.n, begun);
         futures_util::stream::unfold(Some((self, deltas, totals)), move |state| async move {
             let (frame, mut deltas, mut totals) = state?;
             loop {
@@ -298,7 +301,7 @@ impl Frame {
                     None if include_usage => {
                         let prompt_tokens = frame.prompts.iter().map(Vec::len).sum();
                         let answers: Vec<Whole> = totals.into_iter().map(|(total, _)| total).collect();
-                        let usage = Usage::of(prompt_tokens, &answers);
+                        let usage = Usage::of(prompt_tokens, &answers, frame.n);
                         return Some((to_json(frame.of(Vec::new(), Some(usage))), None));
                     }
                     None => return None,
@@ -308,12 +311,12 @@ impl Frame {
     }
 
     /// What is new of an answer, behind its prompt where that is echoed; None where there is nothing to see. `total` has
-    /// the tokens so far, and the characters.
+    /// the tokens so far, and where the text is.
     fn piece(
         &self,
         index: usize,
         delta: Delta,
-        (total, offset): &mut (Whole, usize),
+        (total, offsets): &mut (Whole, Offsets),
     ) -> ApiResult<Option<CompletionChoice>> {
         let prompt = &self.prompts[index / self.n];
         let first = total.tokens.is_empty() && total.finish.is_none();
@@ -329,11 +332,12 @@ impl Frame {
         if first && self.echo {
             text = tokenizer.decode(prompt, Specials::Skip)?;
             if let Some(of_prompt) = &whole.prompt_logprobs {
-                *offset = logprobs.extend(tokenizer, prompt, of_prompt, 0);
+                logprobs.extend(tokenizer, prompt, of_prompt, offsets)?;
+                offsets.end_text()?;
             }
         }
         let of_answer: Vec<Option<Logprobs>> = whole.logprobs.into_iter().map(Some).collect();
-        *offset = logprobs.extend(tokenizer, &whole.tokens, &of_answer, *offset);
+        logprobs.extend(tokenizer, &whole.tokens, &of_answer, offsets)?;
         text += &whole.text;
         let logprobs = self.scored.then_some(logprobs);
         let finish_reason = finish.map(Finish::name);
@@ -341,6 +345,6 @@ impl Frame {
     }
 }
 
-fn to_json(completion: Completion) -> ApiResult<Value> {
-    serde_json::to_value(completion).map_err(ApiError::internal)
+fn to_json(completion: Completion) -> ApiResult<String> {
+    serde_json::to_string(&completion).map_err(ApiError::internal)
 }

@@ -375,7 +375,7 @@ impl Frame {
 
     /// The whole response.
     pub(super) fn of(&self, answer: &Whole, prompt_tokens: usize, output: Vec<Value>) -> Value {
-        let usage = Usage::of(prompt_tokens, std::slice::from_ref(answer));
+        let usage = Usage::of(prompt_tokens, std::slice::from_ref(answer), 1);
         let cut = answer.finish == Some(Finish::Length);
         self.with(json!({
             "status": if cut { "incomplete" } else { "completed" },
