@@ -11,7 +11,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::auth::Keys;
@@ -105,7 +105,8 @@ pub fn router(app: &Arc<App>) -> Result<Router, ServeError> {
 fn cors(origins: &[String]) -> Result<CorsLayer, ServeError> {
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(tower_http::cors::Any)
+        // By their names: `*` covers every header but the one with the key.
+        .allow_headers(AllowHeaders::mirror_request())
         .max_age(Duration::from_secs(3600));
     if origins.iter().any(|origin| origin == "*") {
         return Ok(layer.allow_origin(tower_http::cors::Any));

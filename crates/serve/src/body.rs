@@ -88,17 +88,22 @@ fn from_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, Str
     serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())
 }
 
-/// The field whose absence changes the error: flattened types lose the place where they failed.
+/// The field whose absence changes the error: flattened types lose the place where they failed. That a field is missing
+/// is only a change where no other has one.
 fn culprit<T: DeserializeOwned>(fields: &Map<String, Value>, error: &str) -> String {
-    let changes = |name: &&String| {
-        let mut without = fields.clone();
-        without.remove(*name);
-        from_fields::<T>(without).err().is_none_or(|other| other != error)
-    };
-    match error.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
-        Some(missing) => missing.to_owned(),
-        None => fields.keys().find(changes).cloned().unwrap_or_default(),
+    const MISSING: &str = "missing field `";
+    if let Some(missing) = error.strip_prefix(MISSING).and_then(|rest| rest.split('`').next()) {
+        return missing.to_owned();
     }
+    let without = |name: &String| {
+        let mut fields = fields.clone();
+        fields.remove(name);
+        from_fields::<T>(fields).err()
+    };
+    let changes = |name: &&String| without(name).is_none_or(|other| other != error);
+    let cures =
+        |name: &&String| without(name).is_none_or(|other| other != error && !other.starts_with(MISSING));
+    fields.keys().find(cures).or_else(|| fields.keys().find(changes)).cloned().unwrap_or_default()
 }
 
 /// The names of a schema's properties, those of the types flattened into it included.

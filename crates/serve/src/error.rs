@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kanana_engine::EngineError;
+use kanana_engine::{EngineError, SequenceError};
 use kanana_tokenizer::TokenizerError;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -120,9 +120,9 @@ impl From<EngineError> for ApiError {
             None => error.to_string(),
         };
         match &error {
-            EngineError::Parameter { field, .. } | EngineError::TokenOutOfRange { field, .. } => {
-                Self::invalid(*field, message)
-            }
+            EngineError::Parameter { field, .. }
+            | EngineError::TokenOutOfRange { field, .. }
+            | EngineError::Grammar { field, .. } => Self::invalid(*field, message),
             EngineError::PromptTooLong { .. } | EngineError::KvMemory { .. } => {
                 let mut error = Self::invalid("messages", message);
                 error.body.code = Some("context_length_exceeded");
@@ -139,6 +139,16 @@ impl From<EngineError> for ApiError {
                 message,
             ),
             _ => Self::internal(message),
+        }
+    }
+}
+
+impl From<SequenceError> for ApiError {
+    fn from(error: SequenceError) -> Self {
+        match error {
+            SequenceError::NothingToChoose => Self::invalid("min_tokens", error),
+            SequenceError::Grammar { .. } => Self::invalid("", error),
+            SequenceError::NonFiniteLogits { .. } => Self::internal(error),
         }
     }
 }

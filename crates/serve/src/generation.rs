@@ -232,7 +232,7 @@ impl Answer {
             None => None,
             Some(FinishReason::Stop) => Some(Finish::Stop),
             Some(FinishReason::Length) => Some(Finish::Length),
-            Some(FinishReason::Error(error)) => return Err(ApiError::internal(error)),
+            Some(FinishReason::Error(error)) => return Err(error.into()),
         };
         if let Some(token) = output.token {
             let ends = finish == Some(Finish::Stop) && self.ends.contains(&token);

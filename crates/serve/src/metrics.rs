@@ -1,6 +1,6 @@
 //! What Prometheus scrapes, under vLLM's names where vLLM has one.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text::encode;
@@ -132,6 +132,9 @@ impl Metrics {
 
 /// Everything, in the text format of OpenMetrics.
 pub fn render(models: &[Arc<Model>]) -> String {
+    // Two at once would both raise a counter by what is missing.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let metrics = &*METRICS;
     for model in models {
         let (label, stats) = (ByModel { model_name: model.id.clone() }, model.handle.stats());

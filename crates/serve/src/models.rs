@@ -73,7 +73,7 @@ impl Model {
         let bytes = |id: u32| self.tokenizer.token_bytes(id).filter(|_| !specials.contains_key(&id));
         let ordinary: Vec<Option<Vec<u8>>> = (0..self.vocab_size as u32).map(bytes).collect();
         let specials: Vec<(u32, String)> = specials.iter().map(|(&id, token)| (id, token.clone())).collect();
-        let made = Vocabulary::new(&ordinary, &specials, &self.ends_of_turn)?;
+        let made = Vocabulary::new(&ordinary, &specials, &self.ends_of_turn).map_err(ApiError::internal)?;
         Ok(Arc::clone(self.vocabulary.get_or_init(|| Arc::new(made))))
     }
 }

@@ -181,13 +181,13 @@ impl Conversation {
         }
     }
 
-    /// What the answer must look like, if anything.
+    /// What the answer must look like, if anything, and the field that says so.
     fn grammar(
         &self,
         choice: Option<&ToolChoice>,
         format: ToolFormat,
         tools: &[ToolSpec],
-    ) -> ApiResult<Option<Grammar>> {
+    ) -> ApiResult<Option<(&'static str, Grammar)>> {
         if let Some(ResponseFormat::JsonSchema { json_schema }) = &self.response_format {
             check_name(&json_schema.name)?;
         }
@@ -201,6 +201,7 @@ impl Conversation {
                 Some(Grammar::JsonSchema(schema.clone()))
             }
         };
+        let form = form.map(|form| ("response_format", form));
         let guided = self.sampling.grammar()?;
         let strict = tools.iter().any(|tool| tool.strict);
         let calls =
@@ -216,7 +217,8 @@ impl Conversation {
             )),
             (Some(form), _) => Ok(Some(form)),
             (None, Some(choice)) => {
-                Ok(Some(Grammar::Lark(format.grammar(tools, choice, self.parallel_tool_calls)?)))
+                let grammar = format.grammar(tools, choice, self.parallel_tool_calls)?;
+                Ok(Some(("tools", Grammar::Lark(grammar))))
             }
             (None, None) => Ok(None),
         }
@@ -235,13 +237,17 @@ fn check_name(name: &str) -> ApiResult<()> {
     }
 }
 
-/// The constraint of a grammar.
+/// The constraint of a grammar, which stands in a field of the request.
 ///
-/// Errors: the grammar is refused, with the reason.
-pub fn compile(model: &Model, grammar: Option<Grammar>) -> ApiResult<Option<Constraint>> {
-    let Some(grammar) = grammar else { return Ok(None) };
-    let vocabulary = model.vocabulary()?;
-    vocabulary.compile(&grammar).map(Some).map_err(ApiError::from)
+/// Errors: the grammar is refused, with the reason; 500 for a vocabulary that the library does not take.
+pub fn compile(model: &Model, grammar: Option<(&str, Grammar)>) -> ApiResult<Option<Constraint>> {
+    let Some((field, grammar)) = grammar else { return Ok(None) };
+    let constraint = model.vocabulary()?.compile(&grammar);
+    constraint.map(Some).map_err(|error| {
+        let mut error = ApiError::from(error);
+        error.body.param = Some(field.to_owned());
+        error
+    })
 }
 
 /// Tokens to generate: what is asked for, if prompt and answer fit the context.

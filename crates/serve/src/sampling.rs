@@ -161,10 +161,10 @@ impl Sampling {
         Ok(stops)
     }
 
-    /// The grammar of the `guided_` fields.
+    /// The grammar of the `guided_` fields, and its field.
     ///
     /// Errors: two of them.
-    pub fn grammar(&self) -> ApiResult<Option<Grammar>> {
+    pub fn grammar(&self) -> ApiResult<Option<(&'static str, Grammar)>> {
         let json = self.guided_json.clone().map(|schema| match schema {
             Value::String(text) => serde_json::from_str(&text).map(Grammar::JsonSchema).map_err(|error| {
                 ApiError::invalid("guided_json", format!("guided_json: the string is not JSON: {error}"))
@@ -172,10 +172,10 @@ impl Sampling {
             schema => Ok(Grammar::JsonSchema(schema)),
         });
         let given = [
-            json.transpose()?,
-            self.guided_regex.clone().map(Grammar::Regex),
-            self.guided_choice.clone().map(Grammar::Choice),
-            self.guided_grammar.clone().map(Grammar::Lark),
+            json.transpose()?.map(|grammar| ("guided_json", grammar)),
+            self.guided_regex.clone().map(|regex| ("guided_regex", Grammar::Regex(regex))),
+            self.guided_choice.clone().map(|choice| ("guided_choice", Grammar::Choice(choice))),
+            self.guided_grammar.clone().map(|lark| ("guided_grammar", Grammar::Lark(lark))),
         ];
         let mut given = given.into_iter().flatten();
         match (given.next(), given.next()) {

@@ -26,7 +26,7 @@ pub enum Event {
 }
 
 enum Command {
-    Submit { ticket: u64, request: Box<(Request, Option<Constraint>)>, events: Events },
+    Submit { ticket: u64, request: Box<(Request, Option<Constraint>)>, place: Place, events: Events },
     Cancel { ticket: u64 },
     Embed { inputs: Vec<EmbeddingInput>, pooling: Pooling, reply: oneshot::Sender<Embedded> },
 }
@@ -42,7 +42,7 @@ pub struct Handle {
 }
 
 struct Shared {
-    /// Requests that were submitted and have not ended.
+    /// Requests that hold a [`Place`].
     in_flight: AtomicUsize,
     /// How many of those there may be.
     limit: usize,
@@ -56,6 +56,16 @@ struct Board {
     stats: Stats,
     /// From the end of one request to the end of the next, on average. Units: seconds.
     interval: f64,
+}
+
+/// A place in the queue, given back when it is dropped. The engine's thread holds it as long as the request runs: a
+/// client that does not read its answer, which has ended, keeps nobody out.
+struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A request on its way; dropping it cancels it.
@@ -74,7 +84,6 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.handle.shared.in_flight.fetch_sub(1, Ordering::SeqCst);
         // The engine's thread is gone only when the server ends.
         self.handle.commands.send(Command::Cancel { ticket: self.id }).ok();
     }
@@ -108,7 +117,10 @@ impl Handle {
         let shared = &self.shared;
         let room = |now: usize| (now + count <= shared.limit).then_some(now + count);
         match shared.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, room) {
-            Ok(_) => Ok(Admission { handle: self.clone(), places: count }),
+            Ok(_) => {
+                let places = std::iter::repeat_with(|| Place(Arc::clone(shared))).take(count).collect();
+                Ok(Admission { handle: self.clone(), places })
+            }
             Err(_) if count > shared.limit => Err(ApiError::invalid(
                 "n",
                 format!("{count} sequences were asked for, but the server runs {} at most", shared.limit),
@@ -150,7 +162,7 @@ impl Handle {
 /// Places in the queue that are held; those not used are given back.
 pub struct Admission {
     handle: Handle,
-    places: usize,
+    places: Vec<Place>,
 }
 
 impl Admission {
@@ -158,19 +170,12 @@ impl Admission {
     ///
     /// Errors: 503 when the server is going down.
     pub fn submit(&mut self, request: Request, constraint: Option<Constraint>) -> ApiResult<Ticket> {
-        debug_assert!(self.places > 0, "more requests than were admitted: this is a bug");
+        let place = self.places.pop().expect("no more requests than were admitted: this is a bug");
         let id = self.handle.shared.next_ticket.fetch_add(1, Ordering::Relaxed) as u64;
         let (sender, events) = tokio_mpsc::unbounded_channel();
         let request = Box::new((request, constraint));
-        self.handle.send(Command::Submit { ticket: id, request, events: sender })?;
-        self.places -= 1; // the ticket gives it back
+        self.handle.send(Command::Submit { ticket: id, request, place, events: sender })?;
         Ok(Ticket { id, handle: self.handle.clone(), events })
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        self.handle.shared.in_flight.fetch_sub(self.places, Ordering::SeqCst);
     }
 }
 
@@ -190,6 +195,7 @@ impl Drop for EndsTogether {
 struct Running {
     ticket: u64,
     events: Events,
+    _place: Place,
 }
 
 struct Worker {
@@ -219,21 +225,21 @@ impl Worker {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit { ticket, request, events } => {
+            Command::Submit { ticket, request, place, events } => {
                 let added = match *request {
                     (request, None) => self.engine.add(request),
                     (request, Some(constraint)) => self.engine.add_constrained(request, constraint),
                 };
                 match added {
-                    Ok(id) => drop(self.running.insert(id, Running { ticket, events })),
+                    Ok(id) => drop(self.running.insert(id, Running { ticket, events, _place: place })),
                     Err(error) => drop(events.send(Event::Failed(error.into()))),
                 }
             }
             Command::Cancel { ticket } => {
                 let found = self.running.iter().find(|(_, running)| running.ticket == ticket);
                 if let Some(id) = found.map(|(&id, _)| id) {
-                    self.running.remove(&id);
                     self.engine.cancel(id);
+                    self.running.remove(&id);
                 }
             }
             Command::Embed { inputs, pooling, reply } => {
@@ -260,12 +266,16 @@ impl Worker {
     fn hand_out(&mut self, output: StepOutput) {
         let (id, ended) = (output.id, output.finished.is_some());
         let Some(running) = self.running.get(&id) else { return };
-        let gone = running.events.send(Event::Output(output)).is_err();
+        let events = running.events.clone();
+        if ended {
+            self.running.remove(&id); // its place is free before the client hears of the end and asks again
+        }
+        let gone = events.send(Event::Output(output)).is_err();
         if gone && !ended {
             self.engine.cancel(id);
+            self.running.remove(&id);
         }
         if gone || ended {
-            self.running.remove(&id);
             self.pace.count();
         }
     }

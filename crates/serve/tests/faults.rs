@@ -76,6 +76,19 @@ fn clients_that_vanish_leave_nothing_behind() {
     assert!(server.metric("kanana:request_aborted_total") > 100.0, "{}", server.get("/metrics").text());
 }
 
+#[test]
+fn a_client_that_does_not_read_keeps_nobody_out() {
+    let server = Server::start(|setup| setup.serve.capacity.requests = 8);
+    // More than the buffers of the system hold.
+    let mut body = long(1);
+    (body["n"], body["logprobs"], body["top_logprobs"]) = (json!(8), json!(true), json!(20));
+    let mut lazy = server.stream(CHAT, &body);
+    lazy.event().unwrap();
+    server.rests();
+    server.ask(CHAT, &json!({"messages": [{"role": "user", "content": "x"}], "n": 8}));
+    assert_eq!(lazy.events().last().unwrap(), "[DONE]", "and what it was promised is there");
+}
+
 /// What a client that only half closes says: it has sent everything, and reads on.
 #[test]
 fn a_client_that_closes_its_half_is_answered() {
@@ -129,6 +142,7 @@ fn rubbish_is_refused_with_the_right_status() {
         let long_header = "x".repeat(600_000);
         sent(&request("GET", "/health", &[("x-long", &long_header), ("connection", "close")], b""), 431);
         sent(&request("GET", "/v1/models/%ff%00", &[("connection", "close")], b""), 400);
+        sent(&request("GET", "/v1/models/%00", &[("connection", "close")], b""), 404);
     });
 }
 
@@ -154,6 +168,9 @@ fn streams_that_cannot_be_are_refused_before_they_begin() {
     check("min_tokens", json!(6), "min_tokens");
     check("repetition_penalty", json!(0), "repetition_penalty");
     check("max_tokens", json!(5000), "max_tokens");
+    check("guided_regex", json!("("), "guided_regex");
+    check("guided_grammar", json!("start: nowhere"), "guided_grammar");
+    check("guided_choice", json!([]), "guided_choice");
     let long = json!({"messages": [{"role": "user", "content": "x".repeat(600)}], "stream": true});
     let reply = server.post(CHAT, &long);
     let code = reply.json()["error"]["code"].clone();

@@ -291,3 +291,15 @@ fn cached_tokens_are_reported() {
     let both = json!({"prompt": ["y".repeat(50), "x".repeat(100)], "seed": 1});
     assert_eq!(cached(&both), 96, "the first is new, the second is not");
 }
+
+/// However many ask for the figures at once.
+#[test]
+fn counters_count_once() {
+    let server = Server::start(|_| ());
+    let body = json!({"prompt": "x".repeat(100), "seed": 1, "ignore_eos": true});
+    (0..2).for_each(|_| drop(server.ask(COMPLETIONS, &body)));
+    in_threads(32, 64, |_| assert!(server.metric("vllm:prefix_cache_hits_total") == 96.0));
+    assert_eq!(server.metric("vllm:prefix_cache_queries_total"), 202.0);
+    assert_eq!(server.metric("vllm:generation_tokens_total"), 32.0);
+    assert_eq!(server.metric("vllm:prompt_tokens_total"), 202.0);
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -63,7 +64,11 @@ pub async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
         (status = 404, description = "There is none of that name", body = ErrorResponse),
     )
 )]
-pub async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> ApiResult<Json<ModelCard>> {
+pub async fn model(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> ApiResult<Json<ModelCard>> {
+    let Path(id) = id.map_err(|error| ApiError::of_status(error.status(), error.body_text()))?;
     match app.models.names().find(|name| *name == id) {
         Some(name) => Ok(Json(card(&app, name))),
         None => Err(ApiError::not_found(format!("the model {id:?} does not exist here"), "model_not_found")),
