@@ -129,15 +129,6 @@ impl From<EngineError> for ApiError {
                 error
             }
             EngineError::EmptyPrompt => Self::invalid("prompt", message),
-            EngineError::Grammar { field, .. } => Self::invalid(
-                match *field {
-                    "regex" => "guided_regex",
-                    "choice" => "guided_choice",
-                    "lark" => "guided_grammar",
-                    _ => "response_format",
-                },
-                message,
-            ),
             _ => Self::internal(message),
         }
     }

@@ -129,12 +129,8 @@ impl Conversation {
         let tools = tools.collect::<ApiResult<Vec<ToolSpec>>>()?;
         let choice = self.choice(&tools)?;
         let format = model.tool_format.unwrap_or(ToolFormat::Kanana);
-        let messages = self.messages.iter().enumerate().map(|(index, message)| {
-            Message::from_value(message.clone())
-                .map_err(|error| ApiError::invalid("messages", format!("messages[{index}]: {error}")))
-        });
         let request = ChatRequest {
-            messages: messages.collect::<ApiResult<_>>()?,
+            messages: messages_of(self.messages.clone())?,
             tools: choice.is_some().then(|| self.tools.clone()),
             documents: None,
             ending: self.ending,
@@ -223,6 +219,20 @@ impl Conversation {
             (None, None) => Ok(None),
         }
     }
+}
+
+/// The messages of a request. A developer's is a system prompt under OpenAI's newer name, which templates do not know.
+///
+/// Errors: one that is no message, by its index.
+pub fn messages_of(values: Vec<Value>) -> ApiResult<Vec<Message>> {
+    let messages = values.into_iter().enumerate().map(|(index, mut value)| {
+        if let Some(role) = value.get_mut("role").filter(|role| *role == "developer") {
+            *role = "system".into();
+        }
+        Message::from_value(value)
+            .map_err(|error| ApiError::invalid("messages", format!("messages[{index}]: {error}")))
+    });
+    messages.collect()
 }
 
 /// Errors: no name such as OpenAI takes.

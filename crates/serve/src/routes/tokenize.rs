@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use kanana_tokenizer::{ChatRequest, Ending, Message, Specials};
+use kanana_tokenizer::{ChatRequest, Ending, Specials};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::body::{Api, Body, Rest};
 use crate::error::{ApiError, ApiResult, ErrorResponse};
 use crate::models::Model;
-use crate::prepare::aside;
+use crate::prepare::{aside, messages_of};
 
 /// A text or a conversation to be cut into tokens.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -92,7 +92,7 @@ fn encode(model: &Model, request: TokenizeRequest) -> ApiResult<Vec<u32>> {
             false => model.tokenizer.encode_rendered(&text)?,
         }),
         (None, Some(messages)) => {
-            let messages = messages.into_iter().map(Message::from_value).collect::<Result<Vec<_>, _>>()?;
+            let messages = messages_of(messages)?;
             let ending = match request.add_generation_prompt.unwrap_or(true) {
                 true => Ending::GenerationPrompt,
                 false => Ending::Closed,
