@@ -201,6 +201,9 @@ pub async fn handle(
         output.push(message(&fresh_id("msg_"), "completed", Some(&answer.text)));
     }
     output.extend(answer.calls.iter().map(|call| function_call(&Names::fresh(), "completed", call)));
+    if let Some(last) = output.last_mut() {
+        last["status"] = json!(status(answer.finish));
+    }
     Ok(Json(frame.of(&answer, prompt_tokens, output)).into_response())
 }
 
@@ -290,11 +293,7 @@ fn add_item(messages: &mut Vec<Value>, item: Value) -> Result<(), String> {
     };
     match kind.as_str() {
         "message" => {
-            let role = match field("role")?.as_str() {
-                "developer" => "system".to_owned(),
-                role => role.to_owned(),
-            };
-            messages.push(json!({"role": role, "content": content_of(&item["content"])?}));
+            messages.push(json!({"role": field("role")?, "content": content_of(&item["content"])?}));
         }
         "function_call" => {
             let call = json!({
@@ -334,6 +333,11 @@ fn content_of(content: &Value) -> Result<String, String> {
         Value::Array(parts) => parts.iter().map(part).collect(),
         other => Err(format!("expected text as content, got {other}")),
     }
+}
+
+/// What the end of an answer makes of the response and of its last item.
+pub(super) fn status(finish: Option<Finish>) -> &'static str {
+    if finish == Some(Finish::Length) { "incomplete" } else { "completed" }
 }
 
 /// The names of a call of a function.
@@ -378,12 +382,15 @@ impl Frame {
         let usage = Usage::of(prompt_tokens, std::slice::from_ref(answer), 1);
         let cut = answer.finish == Some(Finish::Length);
         self.with(json!({
-            "status": if cut { "incomplete" } else { "completed" },
+            "status": status(answer.finish),
             "incomplete_details": if cut { json!({"reason": "max_output_tokens"}) } else { Value::Null },
             "output": output,
             "usage": {
                 "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
+                "input_tokens_details": {
+                    "cached_tokens": usage.prompt_tokens_details.cached_tokens,
+                    "cache_write_tokens": 0, // clients want it; here nothing is written on request
+                },
                 "output_tokens": usage.completion_tokens,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": usage.total_tokens,

@@ -6,7 +6,7 @@ use futures_util::stream::{self, Stream};
 use kanana_tokenizer::tools::ToolEvent;
 use serde_json::{Value, json};
 
-use super::responses::{Frame, Names, function_call, message, text_part};
+use super::responses::{Frame, Names, function_call, message, status, text_part};
 use crate::error::ApiResult;
 use crate::generation::{Call, Delta, Deltas, Finish, Whole};
 use crate::ids::fresh_id;
@@ -87,7 +87,7 @@ impl Made {
         if self.items.is_empty() && self.open.is_none() {
             self.text("", &mut events); // an answer without a word is still a message
         }
-        self.close(&mut events);
+        self.close(status(Some(finish)), &mut events);
         let response = self.frame.of(&self.total, self.prompt_tokens, self.items.clone());
         let name = if finish == Finish::Length { "response.incomplete" } else { "response.completed" };
         events.push(self.event(name, json!({"response": response})));
@@ -96,7 +96,7 @@ impl Made {
 
     fn text(&mut self, delta: &str, events: &mut Vec<Named>) {
         if !matches!(self.open, Some(Open::Message { .. })) {
-            self.close(events);
+            self.close("completed", events);
             let (id, index) = (fresh_id("msg_"), self.items.len());
             let item = message(&id, "in_progress", None);
             events
@@ -121,7 +121,7 @@ impl Made {
         match event {
             ToolEvent::Text(text) => self.text(text, events),
             ToolEvent::Call { name, .. } => {
-                self.close(events);
+                self.close("completed", events);
                 let (names, call) = (Names::fresh(), Call { name: name.clone(), arguments: String::new() });
                 let fields = json!({
                     "output_index": self.items.len(), "item": function_call(&names, "in_progress", &call),
@@ -140,7 +140,7 @@ impl Made {
     }
 
     /// Ends the item that grows.
-    fn close(&mut self, events: &mut Vec<Named>) {
+    fn close(&mut self, status: &str, events: &mut Vec<Named>) {
         let index = self.items.len();
         let item = match self.open.take() {
             None => return,
@@ -155,14 +155,14 @@ impl Made {
                 events
                     .push(self.event("response.output_text.done", at(json!({"text": text, "logprobs": []}))));
                 events.push(self.event("response.content_part.done", at(json!({"part": text_part(&text)}))));
-                message(&id, "completed", Some(&text))
+                message(&id, status, Some(&text))
             }
             Some(Open::Call { names, call }) => {
                 let fields = json!({
                     "item_id": names.item, "output_index": index, "name": call.name, "arguments": call.arguments,
                 });
                 events.push(self.event("response.function_call_arguments.done", fields));
-                function_call(&names, "completed", &call)
+                function_call(&names, status, &call)
             }
         };
         events.push(self.event("response.output_item.done", json!({"output_index": index, "item": item})));
