@@ -14,7 +14,17 @@ pub fn run(root: &Path) -> Result<()> {
     step(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     step(root, &["deny", "--locked", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"])?;
     advisories(root)?;
-    step(root, &["test", "--workspace", "--locked"])
+    step(root, &["test", "--workspace", "--locked"])?;
+    step(root, &["build", "--package", "kanana", "--locked"])?;
+    clients(root)
+}
+
+/// The server by the clients that people use. What a package registry that is out of reach would bring is skipped.
+fn clients(root: &Path) -> Result<()> {
+    let line = "crates/serve/tests/clients/run.sh";
+    let mut command = Command::new(root.join(line));
+    command.arg(std::env::current_exe()?.with_file_name("kanana")); // cargo puts it beside this program
+    watched(line, command)
 }
 
 /// Known vulnerabilities of dependencies. The database lies on another host than the packages: where it cannot be
@@ -28,12 +38,14 @@ fn advisories(root: &Path) -> Result<()> {
 }
 
 fn step(root: &Path, arguments: &[&str]) -> Result<()> {
-    let line = format!("cargo {}", arguments.join(" "));
+    watched(&format!("cargo {}", arguments.join(" ")), cargo(root, arguments))
+}
+
+/// Runs a command under a name, and tells how long it took.
+fn watched(line: &str, mut command: Command) -> Result<()> {
     eprintln!("\n== {line}");
     let start = Instant::now();
-    let status = cargo(root, arguments)
-        .status()
-        .with_context(|| format!("cannot start `{line}`; is it installed?"))?;
+    let status = command.status().with_context(|| format!("cannot start `{line}`; is it installed?"))?;
     ensure!(status.success(), "`{line}` failed; run it alone to work on it");
     eprintln!("== {line}: {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
