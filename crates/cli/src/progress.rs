@@ -35,6 +35,11 @@ impl Progress {
         Self::new(answers, "answers", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {rate}  {left}")
     }
 
+    /// Of so many requests to a server.
+    pub fn of_requests(requests: u64) -> Self {
+        Self::new(requests, "requests", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")
+    }
+
     /// Of converting so many parameters.
     pub fn of_converting(parameters: u64) -> Self {
         Self::new(parameters, "converting", "{msg} {wide_bar:.cyan/dim} {percent:>3} %  {left}")

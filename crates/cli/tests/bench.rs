@@ -1,4 +1,5 @@
-//! `kanana bench`: at a depth, beside llama-bench, the limits of the machine, and the choice of an instruction set.
+//! `kanana bench`: at a depth, beside llama-bench, the limits of the machine, the choice of an instruction set, and
+//! servers under load.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
@@ -225,5 +226,207 @@ END
         let (_folder, path) = program(ANSWERING);
         compare(&path, &["--random", "tiny", "--batch", "2"]).check_refused(&["one sequence", "--batch"]);
         compare(Path::new("/nowhere/llama-bench"), &tiny).check_refused(&["no such program"]);
+    }
+}
+
+mod under_load {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::TcpListener;
+    use std::process::{Child, Stdio};
+    use std::thread;
+
+    use super::*;
+
+    /// `kanana serve` with pico on a free port, until it is dropped.
+    struct Serving {
+        child: Child,
+        url: String,
+    }
+
+    impl Serving {
+        fn start(args: &[&str]) -> Self {
+            let mut child = kanana()
+                .args(["serve", "--port", "0", "--threads", "1"])
+                .args(args)
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+            let url = lines.find_map(|line| Some(line.split_once(" at ")?.1.to_owned())).unwrap();
+            // A pipe that nobody reads would stop the server.
+            thread::spawn(move || lines.for_each(drop));
+            Serving { child, url }
+        }
+
+        fn load(&self, args: &[&str]) -> Finished {
+            load(&self.url, args)
+        }
+    }
+
+    impl Drop for Serving {
+        fn drop(&mut self) {
+            self.child.kill().and_then(|()| self.child.wait()).unwrap();
+        }
+    }
+
+    /// A server that answers each request, told by its first line and its body, with a status and a body.
+    fn answering(answer: impl Fn(&str, &str) -> (u16, String) + Send + 'static) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let head: Vec<String> =
+                    stream.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty()).collect();
+                let length = head.iter().find_map(|line| {
+                    line.to_lowercase().strip_prefix("content-length: ")?.parse::<usize>().ok()
+                });
+                let mut body = vec![0; length.unwrap_or(0)];
+                stream.read_exact(&mut body).unwrap();
+                let (status, body) = answer(&head[0], &String::from_utf8(body).unwrap());
+                let length = body.len();
+                let head = format!("HTTP/1.1 {status} S\r\nconnection: close\r\ncontent-length: {length}");
+                write!(stream.get_mut(), "{head}\r\n\r\n{body}").unwrap();
+            }
+        });
+        url
+    }
+
+    fn models() -> (u16, String) {
+        (200, r#"{"object": "list", "data": [{"id": "one"}, {"id": "two"}]}"#.to_owned())
+    }
+
+    /// `kanana bench load`, quickly.
+    fn load(url: &str, args: &[&str]) -> Finished {
+        let flags = ["bench", "load", url, "--prompt-tokens", "20", "--max-tokens", "5"];
+        run(&[&flags, args].concat())
+    }
+
+    #[test]
+    fn tokens_are_counted_and_timed() {
+        let server = Serving::start(&[]);
+        let found = server.load(&["--clients", "3,1", "--json", "--seed", "7"]);
+        let report = found.json();
+        assert_eq!((&report["prompt_form"], &report["seed"]), (&json!("token ids"), &json!(7)));
+        assert_eq!(report["servers"][0]["model"], "pico");
+        let runs = report["servers"][0]["runs"].as_array().unwrap();
+        for (run, clients) in runs.iter().zip([3, 1]) {
+            let counted =
+                ["clients", "answers", "errors", "prompt_tokens", "generated_tokens"].map(|name| &run[name]);
+            let expected = [clients, 2 * clients, 0, 2 * clients * 20, 2 * clients * 5].map(Value::from);
+            assert_eq!(counted, [0, 1, 2, 3, 4].map(|i| &expected[i]));
+            let number = |name: &str| run[name].as_f64().unwrap_or_else(|| panic!("{name}: {run}"));
+            assert!(
+                (number("tokens_per_s") * number("seconds") / number("generated_tokens") - 1.0).abs() < 1e-9
+            );
+            assert!(0.0 < number("ttft_p50_s") && number("ttft_p50_s") <= number("ttft_p99_s"), "{run}");
+            assert!(number("ttft_p99_s") < number("seconds"), "{run}");
+            assert!(number("between_tokens_p50_s") <= number("between_tokens_p99_s"), "{run}");
+            assert_eq!(run["cached_prompt_tokens"], 0, "no two prompts are alike");
+        }
+        assert_eq!(runs[1]["tokens_per_s_ratio"], 1.0);
+        assert!(
+            found.stderr.contains("3 clients") && found.stderr.contains("1 client\n"),
+            "{}",
+            found.stderr
+        );
+    }
+
+    #[test]
+    fn servers_are_compared_and_prefixes_shared() {
+        let (one, other) = (Serving::start(&[]), Serving::start(&["--api-key", "k"]));
+        let both = ["--clients", "1", "--shared-prefix", "64", "--compare", &other.url];
+        one.load(&both).check_refused(&[&other.url, "401", "--api-key"]);
+        let both = [&both[..], &["--api-key", "k"]].concat();
+        let report = one.load(&[&both[..], &["--json"]].concat()).json();
+        let rate = |server: usize| report["servers"][server]["runs"][0]["tokens_per_s"].as_f64().unwrap();
+        assert_eq!(report["ratios"][0]["tokens_per_s_ratio"], json!(rate(0) / rate(1)));
+        for server in report["servers"].as_array().unwrap() {
+            let run = &server["runs"][0];
+            assert_eq!(
+                (&run["prompt_tokens"], &run["cached_prompt_tokens"]),
+                (&json!(2 * 84), &json!(2 * 64))
+            );
+            let ratio = run["ttft_miss_s"].as_f64().unwrap() / run["ttft_p50_s"].as_f64().unwrap();
+            assert_eq!(run["ttft_miss_over_hit"], json!(ratio));
+        }
+        let twice = one.load(&["--clients", "1", "--compare", &one.url]);
+        assert!(twice.text().contains("some of the prompts in its cache"), "{}", twice.stdout);
+        let table = one.load(&both);
+        for words in
+            ["pico", "prompt tok/s", "TTFT p50", "TTFT miss", "how many times as fast", "20 random token ids"]
+        {
+            assert!(table.text().contains(words), "{words:?} is not in:\n{}", table.stdout);
+        }
+    }
+
+    #[test]
+    fn what_a_server_refuses_is_told_once() {
+        let server = Serving::start(&[]);
+        let found = run(&["bench", "load", &server.url, "--prompt-tokens", "9000", "--clients", "1,2"]);
+        found.check_refused(&["every request to", "status 400", "9000", "--prompt-tokens"]);
+        assert_eq!(
+            found.stderr.matches("status 400").count(),
+            2,
+            "as it comes and at the end: {}",
+            found.stderr
+        );
+        server.load(&["--model", "nano"]).check_refused(&["no model \"nano\"", "pico"]);
+    }
+
+    #[test]
+    fn a_server_that_takes_only_text_gets_words() {
+        let url = answering(|request, body| {
+            if request.starts_with("GET /v1/models ") {
+                return models();
+            }
+            let body: Value = serde_json::from_str(body).unwrap();
+            let Some(text) = body["prompt"].as_str() else { return (400, "a text, please".to_owned()) };
+            let piece = json!({"choices": [{"text": "x", "finish_reason": null}]});
+            let usage = json!({"prompt_tokens": 2 * text.split(' ').count(), "completion_tokens": 3});
+            let usage = json!({"choices": [], "usage": usage});
+            let events = format!("data: {piece}\n\ndata: {piece}\n\ndata: {usage}\n\ndata: [DONE]\n\n");
+            (200, events)
+        });
+        let report = load(&url, &["--clients", "1,2", "--model", "two", "--json"]).json();
+        assert_eq!(
+            (&report["prompt_form"], &report["servers"][0]["model"]),
+            (&json!("words"), &json!("two"))
+        );
+        let run = &report["servers"][0]["runs"][1];
+        let counted = [&run["prompt_tokens"], &run["generated_tokens"], &run["cached_prompt_tokens"]];
+        assert_eq!(counted, [&json!(4 * 20), &json!(4 * 3), &Value::Null]);
+        assert_eq!(run["tokens_per_piece"], 1.5);
+        let table = load(&url, &["--clients", "1"]);
+        for words in ["not all answers have 5 tokens", "some pieces hold several"] {
+            assert!(table.text().contains(words), "{words:?} is not in:\n{}", table.stdout);
+        }
+    }
+
+    #[test]
+    fn what_is_no_server_is_refused() {
+        let check = |url: &str, words: &[&str]| load(url, &["--clients", "1"]).check_refused(words);
+        let refusing = |status: u16, body: &'static str| {
+            answering(move |request, _| match request.starts_with("GET") && status != 503 {
+                true => models(),
+                false => (status, body.to_owned()),
+            })
+        };
+        check("localhost:8000", &["not the address", "http://HOST:PORT"]);
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        check(&format!("http://{free}"), &["cannot reach", "kanana serve"]);
+        let page = answering(|_, _| (200, "<h1>It works!</h1>".to_owned()));
+        check(&page, &["not an OpenAI server", "It works!", "llama-server"]);
+        check(&refusing(503, r#"{"error": {"message": "Loading model"}}"#), &["503: Loading model", "wait"]);
+        check(&refusing(404, "no such page"), &["does not complete", "404: no such page", "/v1/completions"]);
+        check(&refusing(200, "<h1>It works!</h1>"), &["does not complete", "without an answer"]);
+    }
+
+    #[test]
+    fn help_has_examples() {
+        let help = run(&["bench", "load", "--help"]);
+        for words in ["kanana bench load http://", "--compare", "--shared-prefix", "llama-server"] {
+            assert!(help.text().contains(words), "{words:?} is not in:\n{}", help.stdout);
+        }
     }
 }

@@ -190,7 +190,7 @@ impl<'a> Bench<'a> {
 }
 
 /// Tokens that look random, without an end.
-fn tokens(vocab_size: usize, seed: u64) -> impl Iterator<Item = u32> {
+pub fn tokens(vocab_size: usize, seed: u64) -> impl Iterator<Item = u32> {
     let mut state = seed;
     std::iter::repeat_with(move || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

@@ -1,8 +1,9 @@
-//! `kanana bench`: how fast a model runs here, and what share of the machine that is.
+//! `kanana bench`: how fast a model runs here, what share of the machine that is, and how fast a server is under load.
 
 mod interruption;
 mod limits;
 mod llama_bench;
+mod load;
 mod machine;
 mod measure;
 mod peers;
@@ -41,6 +42,7 @@ Examples:
   kanana bench --random 1.5-2.1b --yarn --dtype q4 --depth 0,8192,65536 --fill-depth --repeat 1
   kanana bench --random nano-2.1b --dtype q4 --compare llama-bench
   kanana bench limits
+  kanana bench load http://127.0.0.1:8000
 
 Every figure is the median of --repeat runs. Decoding is compared with the read bandwidth measured
 here, in this process, on as many threads; prefill with the measured rate of the unit that
@@ -106,12 +108,15 @@ pub struct BenchArgs {
 #[derive(Subcommand)]
 enum BenchCommand {
     Limits(limits::LimitsArgs),
+    Load(Box<load::LoadArgs>),
 }
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    if let Some(BenchCommand::Limits(args)) = &args.command {
-        return limits::run(args);
+    match &args.command {
+        Some(BenchCommand::Limits(args)) => return limits::run(args),
+        Some(BenchCommand::Load(args)) => return load::run(args),
+        None => {}
     }
     let subject = Subject::open(&args.subject, &args.rope)?;
     let format = subject.format(args.memory.dtype)?;
