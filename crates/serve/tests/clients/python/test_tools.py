@@ -8,7 +8,7 @@ import json
 from typing import Literal
 
 import pytest
-from conftest import check_type, metric
+from conftest import check_type, metric, wait_for
 from pydantic import BaseModel, ConfigDict
 
 CITIES, ZONES = ["서울", "부산 🌊"], ["KST", "UTC"]
@@ -259,4 +259,4 @@ def test_response_required(client, model):
 
 
 def test_nothing_runs_on():
-    assert metric("vllm:num_requests_running") == metric("vllm:num_requests_waiting") == 0
+    assert wait_for(lambda: metric("vllm:num_requests_running") == metric("vllm:num_requests_waiting") == 0)
