@@ -120,6 +120,7 @@ impl From<EngineError> for ApiError {
             None => error.to_string(),
         };
         match &error {
+            // A grammar is named by its kind here; who compiles it knows its field.
             EngineError::Parameter { field, .. }
             | EngineError::TokenOutOfRange { field, .. }
             | EngineError::Grammar { field, .. } => Self::invalid(*field, message),

@@ -188,6 +188,9 @@ fn failed(reason: String) -> SequenceError {
     SequenceError::Grammar { reason }
 }
 
+/// What is said where the library panics, which it catches itself: it cuts long values that it quotes inside a character.
+const PANICKED: &str = "the grammar library failed on it; is every keyword's value of the right type?";
+
 /// What the library says, in a line or a few: without its state and backtraces.
 fn reason(error: &impl std::fmt::Display) -> String {
     const LONGEST: usize = 400; // it quotes whole schemas
@@ -195,6 +198,7 @@ fn reason(error: &impl std::fmt::Display) -> String {
     let text = text.split("\n<").next().unwrap_or_default().trim();
     match text.char_indices().nth(LONGEST) {
         _ if text == "NoExtensionBias" => DEAD_END.to_owned(),
+        _ if text.starts_with("panic") => PANICKED.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

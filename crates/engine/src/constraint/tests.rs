@@ -151,6 +151,7 @@ fn what_cannot_be_followed_is_refused_with_a_reason() {
     check_refused(schema(json!({"type": "strin"})), "strin");
     check_refused(schema(json!({"pattern": "("})), "unclosed group");
     check_refused(schema(json!({"minimum": "가".repeat(33)})), "minimum");
+    check_refused(schema(json!({"minimum": format!("x{}", "가".repeat(60))})), "of the right type");
     check_refused(schema(json!({"$ref": "https://example.com/schema.json"})), "$ref");
     check_refused(schema(json!({"$ref": "#"})), "no token");
     check_refused(
