@@ -97,6 +97,8 @@ pub struct Stats {
     pub looked_up_tokens: u64,
     /// How many of those were in the prefix cache.
     pub cached_tokens: u64,
+    /// Tokens that were computed, those of proposals included.
+    pub computed_tokens: u64,
     /// How often a sequence had to give up its blocks.
     pub preemptions: u64,
     /// How often a sequence was given tokens on trial.
@@ -235,6 +237,12 @@ impl Engine {
     /// [`EngineError::TokenOutOfRange`]. Cost: one forward pass over all inputs at once, whatever the token budget.
     pub fn embed(&self, inputs: &[EmbeddingInput], pooling: Pooling) -> Result<Vec<Vec<f32>>> {
         self.runner.embed(inputs, pooling)
+    }
+
+    /// Changes [`EngineOptions::prefill_beside_decode`] for the steps that follow; 0 is taken as 1. What sequences get does
+    /// not depend on it, when they get it does.
+    pub fn set_prefill_beside_decode(&mut self, tokens: usize) {
+        self.scheduler.set_prefill_beside_decode(tokens.max(1));
     }
 
     /// Drops a sequence and frees its blocks at once; later steps bring it nothing. False when it has ended already.

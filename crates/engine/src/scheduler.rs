@@ -143,6 +143,10 @@ impl Scheduler {
         }
     }
 
+    pub(crate) fn set_prefill_beside_decode(&mut self, tokens: usize) {
+        self.limits.prefill_beside_decode = tokens;
+    }
+
     /// Queues a sequence, which must fit the pool when it is alone.
     pub(crate) fn add(&mut self, sequence: Sequence) {
         self.waiting.push_back(sequence);
@@ -218,6 +222,7 @@ impl Scheduler {
             let came_true = chunk.proposed.iter().zip(&sequence.tokens[chunk.own_end()..]);
             let accepted = came_true.take_while(|(proposed, token)| proposed == token).count();
             sequence.computed = chunk.own_end() + accepted;
+            self.counts.computed_tokens += chunk.positions.len() as u64;
             sequence.pace.note(chunk.proposed.len(), accepted);
             self.counts.verifications += u64::from(!chunk.proposed.is_empty());
             self.counts.proposed_tokens += chunk.proposed.len() as u64;

@@ -1,6 +1,7 @@
 //! A request's JSON to its type, with errors that name the field: nothing that a client sends is silently dropped.
 
 use std::error::Error;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
@@ -27,6 +28,9 @@ pub trait Api: DeserializeOwned + ToSchema + PartialSchema {
     fn rest(&self) -> &Rest;
 }
 
+/// A body that is not whole by then is given up, however steadily it drips.
+const WHOLE_BODY: Duration = Duration::from_secs(120);
+
 /// Extracts a checked body.
 pub struct Body<T>(pub T);
 
@@ -34,9 +38,11 @@ impl<T: Api, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+        let late = || ApiError::of_status(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
+        let read = tokio::time::timeout(WHOLE_BODY, Bytes::from_request(request, state)).await;
+        let bytes = read.map_err(|_| late())?.map_err(|rejection| {
             if is_late(&rejection) {
-                return ApiError::of_status(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive");
+                return late();
             }
             let message = match rejection.status() {
                 StatusCode::PAYLOAD_TOO_LARGE => TOO_LARGE.to_owned(),

@@ -17,6 +17,7 @@ mod logprobs;
 mod metrics;
 mod models;
 mod neutral;
+mod pace;
 mod prepare;
 mod routes;
 mod sampling;

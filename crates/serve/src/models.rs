@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kanana_engine::{Engine, Pooling, SamplingParams, Vocabulary};
 use kanana_tokenizer::tools::ToolFormat;
@@ -78,13 +78,15 @@ impl Model {
     }
 }
 
-/// How many requests the queue of one model holds, and how much memory the models may take together.
+/// How much of everything there is for requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     /// Requests of one model, those that wait included.
     pub requests: usize,
     /// Units: bytes.
     pub memory: Option<u64>,
+    /// How long an answer that runs may wait for a step that also reads new prompts.
+    pub pause: Duration,
 }
 
 /// All models of a server, by name.
@@ -183,8 +185,7 @@ impl Models {
     }
 
     fn start(&self, spec: &ModelSpec, loaded: Loaded) -> ApiResult<Model> {
-        let handle =
-            Handle::start(&spec.id, loaded.engine, self.capacity.requests).map_err(ApiError::internal)?;
+        let handle = Handle::start(&spec.id, loaded.engine, &self.capacity).map_err(ApiError::internal)?;
         let tool_format = loaded.tool_format.or_else(|| ToolFormat::detect(loaded.template.source(true)));
         Ok(Model {
             id: spec.id.clone(),

@@ -140,7 +140,20 @@ impl Conversation {
         if request.messages.is_empty() {
             return Err(ApiError::invalid("messages", "messages: at least one message is needed"));
         }
-        let prompt = model.tokenizer.encode_rendered(&model.template.render(&request)?)?;
+        let rendered = model.template.render(&request)?;
+        if request.tools.is_some()
+            && rendered == model.template.render(&ChatRequest { tools: None, ..request })?
+        {
+            return Err(ApiError::invalid(
+                "tools",
+                format!(
+                    "tools: the chat template of {} does not show them to the model; start the server with \
+                     --chat-template FILE, or leave them out",
+                    model.id
+                ),
+            ));
+        }
+        let prompt = model.tokenizer.encode_rendered(&rendered)?;
         let mut params = self.sampling.params(&model.defaults)?;
         params.max_tokens = within_context(self.max_tokens, prompt.len(), model, params.max_tokens)?;
         params.logprobs = top_logprobs("top_logprobs", self.top_logprobs)?;

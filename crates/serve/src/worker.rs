@@ -15,6 +15,8 @@ use kanana_engine::{
 use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 
 use crate::error::{ApiError, ApiResult};
+use crate::models::Capacity;
+use crate::pace::Pace;
 
 /// What a request hears from the engine.
 #[derive(Debug)]
@@ -90,19 +92,25 @@ impl Drop for Ticket {
 }
 
 impl Handle {
-    /// Starts the thread of an engine that takes `limit` requests at once, those that wait included.
+    /// Starts the thread of an engine.
     ///
     /// Errors: the machine refuses a thread.
-    pub fn start(name: &str, engine: Engine, limit: usize) -> std::io::Result<Self> {
+    pub fn start(name: &str, engine: Engine, capacity: &Capacity) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared {
             in_flight: AtomicUsize::new(0),
-            limit,
+            limit: capacity.requests,
             next_ticket: AtomicUsize::new(0),
             board: Mutex::new(Board { stats: engine.stats(), interval: 0.0 }),
         });
-        let worker =
-            Worker { engine, inbox, shared: Arc::clone(&shared), running: HashMap::new(), pace: Pace::new() };
+        let worker = Worker {
+            engine,
+            inbox,
+            shared: Arc::clone(&shared),
+            running: HashMap::new(),
+            turnover: Turnover::new(),
+            pace: Pace::new(capacity.pause),
+        };
         std::thread::Builder::new().name(format!("engine {name}")).spawn(move || {
             let _guard = EndsTogether;
             worker.run();
@@ -203,6 +211,7 @@ struct Worker {
     inbox: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     running: HashMap<SequenceId, Running>,
+    turnover: Turnover,
     pace: Pace,
 }
 
@@ -249,7 +258,11 @@ impl Worker {
     }
 
     fn step(&mut self) {
-        match self.engine.step() {
+        let (before, started) = (self.engine.stats().computed_tokens, Instant::now());
+        self.engine.set_prefill_beside_decode(self.pace.prefill());
+        let stepped = self.engine.step();
+        self.pace.note(self.engine.stats().computed_tokens - before, started.elapsed());
+        match stepped {
             Ok(outputs) => outputs.into_iter().for_each(|output| self.hand_out(output)),
             Err(error) => {
                 tracing::error!(%error, "a step of the engine failed");
@@ -276,26 +289,26 @@ impl Worker {
             self.running.remove(&id);
         }
         if gone || ended {
-            self.pace.count();
+            self.turnover.count();
         }
     }
 
     fn report(&self) {
-        let board = Board { stats: self.engine.stats(), interval: self.pace.interval };
+        let board = Board { stats: self.engine.stats(), interval: self.turnover.interval };
         *self.shared.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
     }
 }
 
 /// The time between the ends of two requests, as an average that forgets.
-struct Pace {
+struct Turnover {
     /// Units: seconds; 0 before the second end.
     interval: f64,
     last: Instant,
 }
 
-impl Pace {
+impl Turnover {
     fn new() -> Self {
-        Pace { interval: 0.0, last: Instant::now() }
+        Turnover { interval: 0.0, last: Instant::now() }
     }
 
     fn count(&mut self) {

@@ -102,9 +102,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Limits")]
     max_queue: usize,
 
-    /// Prompt tokens that one step takes while answers run: more is faster for who waits, less smoother for who reads
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive, help_heading = "Limits")]
-    prefill_chunk: usize,
+    /// Milliseconds that a running answer may wait for a step that also reads new prompts: more is faster for who waits,
+    /// less smoother for who reads
+    #[arg(long, value_name = "MS", default_value_t = 250, help_heading = "Limits")]
+    pause: u64,
 
     /// Seconds that an answer may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds, help_heading = "Limits")]
@@ -211,6 +212,7 @@ impl ServeArgs {
             capacity: Capacity {
                 requests: self.max_sequences + self.max_queue,
                 memory: self.machine.memory.memory_limit.or_else(memory::available),
+                pause: Duration::from_millis(self.pause),
             },
             app: AppOptions {
                 request_timeout: Duration::from_secs(self.request_timeout),
@@ -288,12 +290,9 @@ impl Opened {
     fn load(self, args: &ServeArgs) -> Result<Loaded> {
         let Opened { source, draft, text, budget } = self;
         let (threads, speculate) = (args.machine.threads(), &args.speculation.speculate);
-        let engine =
-            source.engine_with(&budget, threads, speculate, draft.as_ref(), |options| EngineOptions {
-                max_sequences: args.max_sequences,
-                prefill_beside_decode: args.prefill_chunk,
-                ..options
-            })?;
+        let engine = source.engine_with(&budget, threads, speculate, draft.as_ref(), |options| {
+            EngineOptions { max_sequences: args.max_sequences, ..options }
+        })?;
         let mut ends_of_turn = text.ends_of_turn();
         ends_of_turn.extend(&source.config.eos_token_ids);
         ends_of_turn.extend(source.defaults.eos_token_ids.iter().flatten());

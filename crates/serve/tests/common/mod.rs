@@ -116,7 +116,7 @@ impl Server {
                 api_key_file: None,
                 max_connections: 512,
                 idle_timeout: Duration::from_secs(60),
-                capacity: Capacity { requests: 256, memory: None },
+                capacity: Capacity { requests: 256, memory: None, pause: Duration::from_millis(200) },
                 app: AppOptions {
                     request_timeout: Duration::from_secs(60),
                     body_timeout: Duration::from_secs(10),
