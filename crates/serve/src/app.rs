@@ -40,7 +40,7 @@ pub struct AppOptions {
 
 /// Shared by all requests.
 pub struct App {
-    pub models: Models,
+    pub models: Arc<Models>,
     pub keys: Keys,
     pub options: AppOptions,
     closing: AtomicBool,
@@ -48,7 +48,7 @@ pub struct App {
 
 impl App {
     pub fn new(models: Models, keys: Keys, options: AppOptions) -> Arc<Self> {
-        Arc::new(App { models, keys, options, closing: AtomicBool::new(false) })
+        Arc::new(App { models: Arc::new(models), keys, options, closing: AtomicBool::new(false) })
     }
 
     /// What holds for the answers of a request.

@@ -33,8 +33,13 @@ impl Keys {
         let Some(file) = &self.file else { return Ok(()) };
         let problem = |problem: String| ServeError::File { path: file.display().to_string(), problem };
         let text = std::fs::read_to_string(file).map_err(|error| problem(error.to_string()))?;
-        let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-        let keys: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        let key = |line: &str| {
+            // Keys may hold a `#`: a comment begins a line, or follows white space.
+            let comment = line.find(" #").or_else(|| line.find("\t#")).unwrap_or(line.len());
+            line[..comment].trim().to_owned()
+        };
+        let lines = text.lines().map(key).filter(|line| !line.starts_with('#'));
+        let keys: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
         if keys.is_empty() {
             return Err(problem("holds no API key; write one a line".to_owned()));
         }
@@ -49,7 +54,9 @@ impl Keys {
             return Ok(());
         }
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let Some(given) = bearer.and_then(|value| value.strip_prefix("Bearer ")) else {
+        let scheme =
+            |value: &'_ str| value.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer "));
+        let Some(given) = bearer.filter(|value| scheme(value)).map(|value| &value[7..]) else {
             return Err(ApiError::unauthorized("an API key is needed: send `Authorization: Bearer KEY`"));
         };
         // Every key is compared, so that the time tells nothing of which came close.
@@ -93,12 +100,13 @@ mod tests {
         std::fs::write(&file, "# ours\n first \nsecond # of a friend\n").unwrap();
         let keys = Keys::new(Vec::new(), Some(file.path().into())).unwrap();
         check(&keys, Some("Bearer second"), true);
-        std::fs::write(&file, "third\n").unwrap();
+        std::fs::write(&file, "third#and its rest\n").unwrap();
         keys.reload().unwrap();
         check(&keys, Some("Bearer second"), false);
-        check(&keys, Some("Bearer third"), true);
+        check(&keys, Some("Bearer third"), false);
+        check(&keys, Some("bearer third#and its rest"), true);
         std::fs::write(&file, "# none\n").unwrap();
         assert!(keys.reload().is_err());
-        check(&keys, Some("Bearer third"), true);
+        check(&keys, Some("Bearer third#and its rest"), true);
     }
 }

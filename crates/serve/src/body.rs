@@ -80,7 +80,8 @@ pub fn parse<T: Api>(bytes: &[u8]) -> ApiResult<T> {
             let mut names = Vec::new();
             names_of(&T::schema(), &schemas, &mut names);
             let near = |name: &&String| strsim::damerau_levenshtein(name, unknown);
-            let nearest = names.iter().min_by_key(near).filter(|name| near(name) <= 3);
+            let known = names.iter().filter(|_| unknown.len() <= LONGEST_NAME);
+            let nearest = known.min_by_key(near).filter(|name| near(name) <= 3);
             let hint = nearest.map_or(String::new(), |name| format!("; did you mean {name}?"));
             let mut error =
                 ApiError::invalid(unknown, format!("{unknown} is no field of this request{hint}"));
@@ -94,12 +95,20 @@ fn from_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, Str
     serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())
 }
 
+/// Fields among which the one at fault is looked for.
+const MOST_TRIED: usize = 64;
+/// Bytes of a field's name for which a known one is looked for.
+const LONGEST_NAME: usize = 64;
+
 /// The field whose absence changes the error: flattened types lose the place where they failed. That a field is missing
 /// is only a change where no other has one.
 fn culprit<T: DeserializeOwned>(fields: &Map<String, Value>, error: &str) -> String {
     const MISSING: &str = "missing field `";
     if let Some(missing) = error.strip_prefix(MISSING).and_then(|rest| rest.split('`').next()) {
         return missing.to_owned();
+    }
+    if fields.len() > MOST_TRIED {
+        return String::new(); // no honest request, and every try reads all of it
     }
     let without = |name: &String| {
         let mut fields = fields.clone();
@@ -149,6 +158,19 @@ mod tests {
         check(r#"{"messages": [], "max_token": 1}"#, "max_token", "did you mean max_tokens?");
         check(r#"{"messages": [], "xyzzy": 1}"#, "xyzzy", "is no field");
         check(r#"{"messages": [], "tool_choice": "maybe"}"#, "tool_choice", "expected none, auto, required");
+    }
+
+    #[test]
+    fn a_body_of_many_fields_is_refused_at_once() {
+        let fields: String = (0..50_000).map(|i| format!("\"k{i}\": 1, ")).collect();
+        let started = std::time::Instant::now();
+        check(&format!("{{{fields}\"messages\": 3}}"), "", "expected a sequence");
+        check(
+            &format!("{{\"messages\": [], \"{}\": 1}}", "x".repeat(2_000_000)),
+            &"x".repeat(2_000_000),
+            "no field",
+        );
+        assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     }
 
     #[test]

@@ -33,6 +33,7 @@ impl RequestId {
     /// Ties the end user that the client named to the request in the log.
     pub fn note_user(&self, user: Option<&str>) {
         if let Some(user) = user {
+            let user: String = user.chars().take(128).collect();
             tracing::info!(request = self.0, user, "asked for");
         }
     }

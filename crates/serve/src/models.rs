@@ -150,7 +150,7 @@ impl Models {
     /// A model by name, the first where none is given; loads it when it is not there.
     ///
     /// Errors: 404 for an unknown name, 503 when there is no room for it or it cannot be read.
-    pub async fn get(&self, name: Option<&str>) -> ApiResult<Arc<Model>> {
+    pub async fn get(self: &Arc<Self>, name: Option<&str>) -> ApiResult<Arc<Model>> {
         let spec = match name {
             None | Some("") => &self.specs[0],
             Some(name) => self.specs.iter().find(|spec| spec.id == name).ok_or_else(|| {
@@ -165,6 +165,13 @@ impl Models {
         if let Some(model) = self.touch(&spec.id) {
             return Ok(model);
         }
+        // On a task of its own: a client that goes away must not let the next one start a second load beside it.
+        let (models, spec) = (Arc::clone(self), Arc::clone(spec));
+        let loaded = tokio::spawn(async move { models.load(&spec).await }).await;
+        loaded.map_err(|error| ApiError::internal(format!("a model could not be loaded: {error}")))?
+    }
+
+    async fn load(&self, spec: &Arc<ModelSpec>) -> ApiResult<Arc<Model>> {
         let _one_at_a_time = self.loading.lock().await;
         if let Some(model) = self.touch(&spec.id) {
             return Ok(model);

@@ -1,12 +1,13 @@
 //! From a conversation and its options to what the engine is asked: the part that every chat-like request shares.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use kanana_engine::{Constraint, EngineError, Grammar};
 use kanana_tokenizer::tools::{ToolChoice, ToolFormat, ToolSpec};
 use kanana_tokenizer::{ChatRequest, Ending, Message};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ApiResult};
@@ -242,6 +243,13 @@ pub fn messages_of(values: Vec<Value>) -> ApiResult<Vec<Message>> {
         if let Some(role) = value.get_mut("role").filter(|role| *role == "developer") {
             *role = "system".into();
         }
+        let parts = value["content"].as_array().into_iter().flatten();
+        if let Some(part) = parts.into_iter().find(|part| !part["text"].is_string()) {
+            let kind = part["type"].as_str().unwrap_or("?");
+            let message =
+                format!("messages[{index}]: content of the type {kind} is not supported: text only");
+            return Err(ApiError::invalid("messages", message));
+        }
         Message::from_value(value)
             .map_err(|error| ApiError::invalid("messages", format!("messages[{index}]: {error}")))
     });
@@ -311,6 +319,10 @@ pub fn top_logprobs(field: &'static str, asked: Option<usize>) -> ApiResult<Opti
     }
 }
 
+/// As many requests as there are cores are read at once: more would only need more memory.
+static CORES: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, |cores| cores.get())));
+
 /// Runs work that may be long away from the runtime's own threads.
 ///
 /// Errors: those of the work.
@@ -318,6 +330,7 @@ pub async fn aside<T: Send + 'static>(
     model: &Arc<Model>,
     work: impl FnOnce(&Model) -> ApiResult<T> + Send + 'static,
 ) -> ApiResult<T> {
+    let _core = CORES.acquire().await.map_err(ApiError::internal)?;
     let model = Arc::clone(model);
     let done = tokio::task::spawn_blocking(move || work(&model)).await;
     done.map_err(|error| ApiError::internal(format!("a request could not be read: {error}")))?

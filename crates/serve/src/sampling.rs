@@ -11,6 +11,10 @@ use crate::error::{ApiError, ApiResult};
 
 /// Sequences that one request may ask for.
 pub const MAX_SEQUENCES: usize = 128;
+/// Tokens that may end one answer.
+const MAX_STOP_TOKENS: usize = 1024;
+/// Bytes of all stop strings of a request.
+const MAX_STOP_BYTES: usize = 64 * 1024;
 /// Stop strings that one request may give.
 const MAX_STOPS: usize = 64;
 
@@ -104,6 +108,10 @@ impl Sampling {
             }
             k => k.map(|k| k.max(0) as usize),
         };
+        if self.stop_token_ids.as_ref().is_some_and(|ids| ids.len() > MAX_STOP_TOKENS) {
+            let message = format!("stop_token_ids: more than the {MAX_STOP_TOKENS} that are allowed");
+            return Err(ApiError::invalid("stop_token_ids", message));
+        }
         let defaults = defaults.clone();
         let params = SamplingParams {
             temperature: within("temperature", self.temperature, 0.0, 2.0)?.unwrap_or(defaults.temperature),
@@ -153,6 +161,10 @@ impl Sampling {
         let stops = self.stop.as_ref().map_or(Vec::new(), OneOrMany::to_vec);
         if stops.iter().any(String::is_empty) {
             return Err(ApiError::invalid("stop", "stop: an empty string would end every answer"));
+        }
+        if stops.iter().map(String::len).sum::<usize>() > MAX_STOP_BYTES {
+            let message = format!("stop: more than {MAX_STOP_BYTES} bytes");
+            return Err(ApiError::invalid("stop", message));
         }
         if stops.len() > MAX_STOPS {
             let message = format!("stop: {} strings, but {MAX_STOPS} at most are allowed", stops.len());

@@ -4,7 +4,7 @@
 //! tokenising, text, JSON) happens elsewhere. Requests come through one channel; each has a channel of its own for what
 //! it gets, and a request whose receiver is gone is cancelled before the next step.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
@@ -30,7 +30,14 @@ pub enum Event {
 enum Command {
     Submit { ticket: u64, request: Box<(Request, Option<Constraint>)>, place: Place, events: Events },
     Cancel { ticket: u64 },
-    Embed { inputs: Vec<EmbeddingInput>, pooling: Pooling, reply: oneshot::Sender<Embedded> },
+    Embed(Embed),
+}
+
+/// Texts to embed in one forward pass.
+struct Embed {
+    inputs: Vec<EmbeddingInput>,
+    pooling: Pooling,
+    reply: oneshot::Sender<Embedded>,
 }
 
 type Events = tokio_mpsc::UnboundedSender<Event>;
@@ -110,12 +117,20 @@ impl Handle {
             running: HashMap::new(),
             turnover: Turnover::new(),
             pace: Pace::new(capacity.pause),
+            embeddings: VecDeque::new(),
         };
         std::thread::Builder::new().name(format!("engine {name}")).spawn(move || {
             let _guard = EndsTogether;
             worker.run();
         })?;
         Ok(Handle { commands, shared })
+    }
+
+    /// Whether so many requests would be taken now: asked before work is spent on them.
+    ///
+    /// Errors: as [`Handle::admit`].
+    pub fn check_room(&self, count: usize) -> ApiResult<()> {
+        self.admit(count).map(drop)
     }
 
     /// Queues `count` requests that belong together, or none of them.
@@ -143,7 +158,7 @@ impl Handle {
     pub async fn embed(&self, inputs: Vec<EmbeddingInput>, pooling: Pooling) -> ApiResult<Vec<Vec<f32>>> {
         let _place = self.admit(1)?;
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Embed { inputs, pooling, reply })?;
+        self.send(Command::Embed(Embed { inputs, pooling, reply }))?;
         Ok(answer.await.map_err(|_| ApiError::unavailable("the server is going down"))??)
     }
 
@@ -213,12 +228,13 @@ struct Worker {
     running: HashMap<SequenceId, Running>,
     turnover: Turnover,
     pace: Pace,
+    embeddings: VecDeque<Embed>,
 }
 
 impl Worker {
     fn run(mut self) {
         loop {
-            if self.engine.is_idle() {
+            if self.engine.is_idle() && self.embeddings.is_empty() {
                 self.report();
                 match self.inbox.recv() {
                     Ok(command) => self.obey(command),
@@ -228,7 +244,16 @@ impl Worker {
             while let Ok(command) = self.inbox.try_recv() {
                 self.obey(command);
             }
+            self.embed_once();
             self.step();
+        }
+    }
+
+    /// Embeds one group of texts, so that answers go on between two of them.
+    fn embed_once(&mut self) {
+        let Some(Embed { inputs, pooling, reply }) = self.embeddings.pop_front() else { return };
+        if !reply.is_closed() {
+            drop(reply.send(self.engine.embed(&inputs, pooling)));
         }
     }
 
@@ -251,9 +276,7 @@ impl Worker {
                     self.running.remove(&id);
                 }
             }
-            Command::Embed { inputs, pooling, reply } => {
-                drop(reply.send(self.engine.embed(&inputs, pooling)));
-            }
+            Command::Embed(embed) => self.embeddings.push_back(embed),
         }
     }
 

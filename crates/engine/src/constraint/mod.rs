@@ -38,6 +38,10 @@ pub struct Constraint {
     ignore_eos: bool,
 }
 
+/// Of address space: what is not used takes no memory. 256 KiB of the shortest rules, one referring to the next, need
+/// less. Units: bytes.
+const COMPILER_STACK: usize = 1 << 30;
+
 /// What a constraint is made from, and made again after a failure.
 struct Compiled {
     factory: Arc<ParserFactory>,
@@ -177,8 +181,17 @@ impl std::fmt::Debug for Constraint {
 impl Compiled {
     /// The beginning of the grammar.
     fn matcher(&self) -> Result<Matcher, String> {
-        let parser = self.factory.create_parser(self.grammar.clone()).map_err(|error| reason(&error))?;
-        Ok(Matcher::new(Ok(parser)))
+        let make = || self.factory.create_parser(self.grammar.clone()).map_err(|error| reason(&error));
+        // The library recurses along chains of references and rules, which may be as long as the grammar.
+        let parser = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(COMPILER_STACK).spawn_scoped(scope, make);
+            match thread.map(|thread| thread.join()) {
+                Ok(Ok(parser)) => parser,
+                Ok(Err(_)) => Err("the grammar library panicked on it".to_owned()),
+                Err(error) => Err(format!("no thread to compile it on: {error}")),
+            }
+        });
+        Ok(Matcher::new(Ok(parser?)))
     }
 }
 

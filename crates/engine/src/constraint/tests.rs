@@ -300,3 +300,27 @@ fn grammars_round_trip_as_json() {
         assert_eq!(serde_json::from_str::<Grammar>(&json).unwrap(), grammar);
     }
 }
+
+/// Chains as long as the limits let them be: the library recurses along them, and a stack that overflows takes the
+/// program with it.
+#[test]
+fn long_chains_do_not_overflow_the_stack() {
+    let mut definitions = serde_json::Map::new();
+    for i in 0..5000 {
+        definitions.insert(format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", i + 1)}));
+    }
+    definitions.insert("d5000".to_owned(), json!({"type": "integer"}));
+    let all = vec![json!({"type": "integer"}); 3000];
+    let rules: String = (0..1000).map(|i| format!("a{i}: a{}\n", i + 1)).collect();
+    let terminals: String = (0..9000).map(|i| format!("A{i}: A{}\n", i + 1)).collect();
+    for grammar in [
+        schema(json!({"$ref": "#/$defs/d0", "$defs": definitions})),
+        schema(json!({"allOf": all})),
+        lark(&format!("start: a0\n{rules}a1000: \"x\"\n")),
+        lark(&format!("start: A0\n{terminals}A9000: \"x\"\n")),
+    ] {
+        if let Ok(mut constraint) = vocabulary().compile(&grammar) {
+            walk(&mut constraint, 1, 8).ok();
+        }
+    }
+}

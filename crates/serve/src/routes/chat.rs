@@ -268,9 +268,11 @@ pub async fn handle(
     let include_usage = crate::usage::include_usage(streamed, request.stream_options.as_ref())?;
     request_id.note_user(request.sampling.user());
     let scored = request.logprobs.unwrap_or(false);
+    let n = request.sampling.n()?;
     let conversation = request.conversation()?;
+    model.handle.check_room(n)?;
     let plan = aside(&model, |model| conversation.plan(model)).await?;
-    let (prompt_tokens, n) = (plan.prompt.len(), plan.n);
+    let prompt_tokens = plan.prompt.len();
     let deltas = generation::start(&model, vec![plan], &app.terms(request_id))?;
     let frame = Frame { id: fresh_id("chatcmpl-"), created: now(), model, scored };
     if streamed {

@@ -83,6 +83,15 @@ pub enum Prompt {
 }
 
 impl Prompt {
+    /// How many there are.
+    fn count(&self) -> usize {
+        match self {
+            Prompt::Text(_) | Prompt::Ids(_) => 1,
+            Prompt::Texts(texts) => texts.len(),
+            Prompt::ManyIds(lists) => lists.len(),
+        }
+    }
+
     /// The token ids of each.
     ///
     /// Errors: none, too many, an id that the model does not have.
@@ -171,6 +180,7 @@ pub async fn handle(
     request_id.note_user(request.sampling.user());
     let echo = request.echo.unwrap_or(false);
     let scored = request.logprobs.is_some();
+    model.handle.check_room(request.prompt.count().saturating_mul(tried))?;
     let plans = aside(&model, move |model| request.plans(model, tried, n)).await?;
     let prompts: Vec<Vec<u32>> = plans.iter().map(|plan| plan.prompt.clone()).collect();
     let deltas = generation::start(&model, plans, &app.terms(request_id))?;

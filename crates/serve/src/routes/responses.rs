@@ -188,6 +188,7 @@ pub async fn handle(
     let echoed = request.echoed();
     let frame = Frame { id: fresh_id("resp_"), created_at: now(), model: model.id.clone(), echoed };
     let conversation = request.conversation()?;
+    model.handle.check_room(1)?;
     let plan = aside(&model, |model| conversation.plan(model)).await?;
     let prompt_tokens = plan.prompt.len();
     let deltas = generation::start(&model, vec![plan], &app.terms(request_id))?;
