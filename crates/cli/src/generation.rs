@@ -19,28 +19,45 @@ use crate::signals::Guard;
 ///
 /// A filter (`--top-k`, `--top-p`, `--min-p`) without any temperature samples at 1: at 0 it could do nothing.
 pub fn sampling_params(args: &SamplingArgs, defaults: &GenerationDefaults) -> SamplingParams {
-    let narrow = |value: Option<f64>| value.map(|value| value as f32);
-    let sampled = defaults.do_sample == Some(true);
+    let suggested = suggested(defaults);
     let filtered = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
-    let default_temperature = match (sampled, filtered) {
-        (true, _) => narrow(defaults.temperature).unwrap_or(1.0),
-        (false, true) => 1.0,
-        (false, false) => 0.0,
+    let default_temperature = match (defaults.do_sample, filtered) {
+        (Some(true), _) => suggested.temperature,
+        (_, true) => 1.0,
+        (_, false) => 0.0,
     };
     SamplingParams {
         temperature: args.temperature.unwrap_or(default_temperature),
-        top_k: args.top_k.or(defaults.top_k).unwrap_or(0),
-        top_p: args.top_p.or(narrow(defaults.top_p)).unwrap_or(1.0),
-        min_p: args.min_p.or(narrow(defaults.min_p)).unwrap_or(0.0),
-        repetition_penalty: args.repetition_penalty.or(narrow(defaults.repetition_penalty)).unwrap_or(1.0),
+        top_k: args.top_k.unwrap_or(suggested.top_k),
+        top_p: args.top_p.unwrap_or(suggested.top_p),
+        min_p: args.min_p.unwrap_or(suggested.min_p),
+        repetition_penalty: args.repetition_penalty.unwrap_or(suggested.repetition_penalty),
         presence_penalty: args.presence_penalty.unwrap_or(0.0),
         frequency_penalty: args.frequency_penalty.unwrap_or(0.0),
         logit_bias: args.logit_bias.iter().copied().collect(),
         seed: args.seed,
         stop_token_ids: args.stop_token_id.clone(),
         ignore_eos: args.ignore_eos,
-        max_tokens: args.max_tokens.or(defaults.max_new_tokens),
+        max_tokens: args.max_tokens.or(suggested.max_tokens),
         min_tokens: args.min_tokens,
+        ..SamplingParams::default()
+    }
+}
+
+/// What generation_config.json suggests, and where it is silent the model's own distribution, as OpenAI has it.
+pub fn suggested(file: &GenerationDefaults) -> SamplingParams {
+    let narrow = |value: Option<f64>| value.map(|value| value as f32);
+    let temperature = match file.do_sample {
+        Some(false) => 0.0,
+        _ => narrow(file.temperature).unwrap_or(1.0),
+    };
+    SamplingParams {
+        temperature,
+        top_k: file.top_k.unwrap_or(0),
+        top_p: narrow(file.top_p).unwrap_or(1.0),
+        min_p: narrow(file.min_p).unwrap_or(0.0),
+        repetition_penalty: narrow(file.repetition_penalty).unwrap_or(1.0),
+        max_tokens: file.max_new_tokens,
         ..SamplingParams::default()
     }
 }

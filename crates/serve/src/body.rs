@@ -64,11 +64,11 @@ fn is_late(rejection: &(dyn Error + 'static)) -> bool {
 pub fn parse<T: Api>(bytes: &[u8]) -> ApiResult<T> {
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| ApiError::invalid("", format!("the body is not JSON: {error}")))?;
-    let Value::Object(fields) = value else {
+    let Value::Object(fields) = &value else {
         return Err(ApiError::invalid("", "the body must be a JSON object"));
     };
-    let parsed: T = from_fields(fields.clone()).map_err(|error| {
-        let param = culprit::<T>(&fields, &error);
+    let parsed = read::<T>(&value).map_err(|error| {
+        let param = culprit::<T>(fields, &error);
         let named = if param.is_empty() { String::new() } else { format!("{param}: ") };
         ApiError::invalid(param, format!("{named}{error}"))
     })?;
@@ -91,8 +91,8 @@ pub fn parse<T: Api>(bytes: &[u8]) -> ApiResult<T> {
     }
 }
 
-fn from_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, String> {
-    serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
+    T::deserialize(value).map_err(|error| error.to_string())
 }
 
 /// Fields among which the one at fault is looked for.
@@ -113,7 +113,7 @@ fn culprit<T: DeserializeOwned>(fields: &Map<String, Value>, error: &str) -> Str
     let without = |name: &String| {
         let mut fields = fields.clone();
         fields.remove(name);
-        from_fields::<T>(fields).err()
+        read::<T>(&Value::Object(fields)).err()
     };
     let changes = |name: &&String| without(name).is_none_or(|other| other != error);
     let cures =

@@ -1,20 +1,20 @@
 //! The models that the server offers: loaded when first asked for, let go when memory is needed for another.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use kanana_engine::{Engine, Pooling, SamplingParams, Vocabulary};
 use kanana_tokenizer::tools::ToolFormat;
 use kanana_tokenizer::{ChatTemplate, Tokenizer};
 
 use crate::error::{ApiError, ApiResult, ServeError};
+use crate::ids::now;
 use crate::worker::Handle;
 
-/// What a loader brings.
+/// What a loader brings beside the engine.
 pub struct Loaded {
-    /// Ready to run.
-    pub engine: Engine,
     /// Of the same model.
     pub tokenizer: Tokenizer,
     /// How conversations become prompts.
@@ -34,7 +34,7 @@ pub struct Loaded {
 }
 
 /// Reads a model, on a thread of its own. The error is for people.
-pub type Loader = Box<dyn Fn() -> Result<Loaded, String> + Send + Sync>;
+pub type Loader = Box<dyn Fn() -> Result<(Engine, Loaded), String> + Send + Sync>;
 
 /// A model that can be asked for.
 pub struct ModelSpec {
@@ -50,15 +50,17 @@ pub struct ModelSpec {
 pub struct Model {
     pub id: String,
     pub handle: Handle,
-    pub tokenizer: Tokenizer,
-    pub template: ChatTemplate,
-    pub defaults: SamplingParams,
-    pub ends_of_turn: Vec<u32>,
-    pub max_context: usize,
-    pub vocab_size: usize,
-    pub tool_format: Option<ToolFormat>,
-    pub pooling: Pooling,
+    loaded: Loaded,
     vocabulary: OnceLock<Arc<Vocabulary>>,
+}
+
+/// A model is what its loader brought.
+impl Deref for Model {
+    type Target = Loaded;
+
+    fn deref(&self) -> &Loaded {
+        &self.loaded
+    }
 }
 
 impl Model {
@@ -120,10 +122,9 @@ impl Models {
                 expected: "at least one, each of its own name",
             });
         }
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
         let specs = specs.into_iter().map(Arc::new).collect();
         let loaded = Mutex::new(HashMap::new());
-        Ok(Models { specs, capacity, loaded, loading: tokio::sync::Mutex::new(()), created })
+        Ok(Models { specs, capacity, loaded, loading: tokio::sync::Mutex::new(()), created: now() })
     }
 
     /// Their names, the default first.
@@ -191,22 +192,10 @@ impl Models {
         Ok(model)
     }
 
-    fn start(&self, spec: &ModelSpec, loaded: Loaded) -> ApiResult<Model> {
-        let handle = Handle::start(&spec.id, loaded.engine, &self.capacity).map_err(ApiError::internal)?;
-        let tool_format = loaded.tool_format.or_else(|| ToolFormat::detect(loaded.template.source(true)));
-        Ok(Model {
-            id: spec.id.clone(),
-            handle,
-            tokenizer: loaded.tokenizer,
-            template: loaded.template,
-            defaults: loaded.defaults,
-            ends_of_turn: loaded.ends_of_turn,
-            max_context: loaded.max_context,
-            vocab_size: loaded.vocab_size,
-            tool_format,
-            pooling: loaded.pooling,
-            vocabulary: OnceLock::new(),
-        })
+    fn start(&self, spec: &ModelSpec, (engine, mut loaded): (Engine, Loaded)) -> ApiResult<Model> {
+        let handle = Handle::start(&spec.id, engine, &self.capacity).map_err(ApiError::internal)?;
+        loaded.tool_format = loaded.tool_format.or_else(|| ToolFormat::detect(loaded.template.source(true)));
+        Ok(Model { id: spec.id.clone(), handle, loaded, vocabulary: OnceLock::new() })
     }
 
     fn touch(&self, id: &str) -> Option<Arc<Model>> {

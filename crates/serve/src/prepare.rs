@@ -122,7 +122,7 @@ impl Conversation {
     /// Renders, tokenises and checks everything; slow for long conversations, so not for a thread of the runtime.
     ///
     /// Errors: what of the request is wrong, by field.
-    pub fn plan(self, model: &Model) -> ApiResult<Plan> {
+    pub fn plan(mut self, model: &Model) -> ApiResult<Plan> {
         let tools = self.tools.iter().enumerate().map(|(index, tool)| {
             ToolSpec::from_openai(tool)
                 .map_err(|error| ApiError::invalid("tools", format!("tools[{index}]: {error}")))
@@ -131,11 +131,11 @@ impl Conversation {
         let choice = self.choice(&tools)?;
         let format = model.tool_format.unwrap_or(ToolFormat::Kanana);
         let request = ChatRequest {
-            messages: messages_of(self.messages.clone())?,
-            tools: choice.is_some().then(|| self.tools.clone()),
+            messages: messages_of(std::mem::take(&mut self.messages))?,
+            tools: choice.is_some().then(|| std::mem::take(&mut self.tools)),
             documents: None,
             ending: self.ending,
-            variables: self.variables.clone(),
+            variables: std::mem::take(&mut self.variables),
             now: None,
         };
         if request.messages.is_empty() {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use kanana_engine::{EngineOptions, Pooling, SamplingParams};
-use kanana_model::{GenerationDefaults, KvCache, cost};
+use kanana_engine::{Engine, EngineOptions, Pooling};
+use kanana_model::{KvCache, cost};
 use kanana_serve::{AppOptions, Capacity, Loaded, ModelSpec, ServeOptions};
 use kanana_tokenizer::tools::ToolFormat;
 
 use crate::args::{ContextArgs, MachineArgs, SpeculationArgs, parse_bytes, positive};
 use crate::budget::{BLOCK_SIZE, Budget, Demand};
+use crate::generation::suggested;
 use crate::hints::failure;
 use crate::load::Source;
 use crate::text::{Text, no_tokenizer};
@@ -287,7 +288,7 @@ impl Opened {
         weights.weights + weights.rope_table + block * self.budget.num_blocks as u64
     }
 
-    fn load(self, args: &ServeArgs) -> Result<Loaded> {
+    fn load(self, args: &ServeArgs) -> Result<(Engine, Loaded)> {
         let Opened { source, draft, text, budget } = self;
         let (threads, speculate) = (args.machine.threads(), &args.speculation.speculate);
         let engine = source.engine_with(&budget, threads, speculate, draft.as_ref(), |options| {
@@ -298,9 +299,8 @@ impl Opened {
         ends_of_turn.extend(source.defaults.eos_token_ids.iter().flatten());
         ends_of_turn.sort_unstable();
         ends_of_turn.dedup();
-        Ok(Loaded {
-            engine,
-            defaults: defaults(&source.defaults),
+        let loaded = Loaded {
+            defaults: suggested(&source.defaults),
             ends_of_turn,
             max_context: budget.max_context,
             vocab_size: source.config.vocab_size,
@@ -308,25 +308,8 @@ impl Opened {
             pooling: args.pooling.map(Pooling::from).unwrap_or_else(|| pooling_of(&source)),
             tokenizer: text.tokenizer,
             template: text.template,
-        })
-    }
-}
-
-/// What a request gets that says nothing: OpenAI's defaults, unless generation_config.json knows better.
-fn defaults(file: &GenerationDefaults) -> SamplingParams {
-    let narrow = |value: Option<f64>| value.map(|value| value as f32);
-    let temperature = match file.do_sample {
-        Some(false) => 0.0,
-        _ => narrow(file.temperature).unwrap_or(1.0),
-    };
-    SamplingParams {
-        temperature,
-        top_k: file.top_k.unwrap_or(0),
-        top_p: narrow(file.top_p).unwrap_or(1.0),
-        min_p: narrow(file.min_p).unwrap_or(0.0),
-        repetition_penalty: narrow(file.repetition_penalty).unwrap_or(1.0),
-        max_tokens: file.max_new_tokens,
-        ..SamplingParams::default()
+        };
+        Ok((engine, loaded))
     }
 }
 
@@ -345,11 +328,14 @@ fn pooling_of(source: &Source) -> Pooling {
 
 #[cfg(test)]
 mod tests {
+    use kanana_engine::SamplingParams;
+    use kanana_model::GenerationDefaults;
+
     use super::*;
 
     fn check(file: &str, expected: impl Fn(&SamplingParams) -> bool) {
         let file = GenerationDefaults::from_json_str(file, "generation_config.json").unwrap();
-        let params = defaults(&file);
+        let params = suggested(&file);
         assert!(expected(&params), "{params:?}");
     }
 

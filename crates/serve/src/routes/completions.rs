@@ -259,33 +259,37 @@ impl Frame {
                 tried.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
                 tried.truncate(n);
             }
+            let echoed = self.echo.then_some(prompt.as_slice());
             for answer in tried {
-                choices.push(self.choice(choices.len(), prompt, answer)?);
+                let mut offsets = Offsets::new(&self.model.tokenizer);
+                choices.push(self.choice(choices.len(), echoed, answer, &mut offsets)?);
             }
         }
         Ok(self.of(choices, Some(usage)))
     }
 
-    fn choice(&self, index: usize, prompt: &[u32], answer: Whole) -> ApiResult<CompletionChoice> {
-        let tokenizer = &self.model.tokenizer;
-        let mut text = String::new();
-        if self.echo {
+    /// A choice, or what is new of one: behind its prompt, where that is given to be echoed. `offsets` is where the text is.
+    fn choice(
+        &self,
+        index: usize,
+        echoed: Option<&[u32]>,
+        answer: Whole,
+        offsets: &mut Offsets,
+    ) -> ApiResult<CompletionChoice> {
+        let (tokenizer, mut text) = (&self.model.tokenizer, String::new());
+        let mut logprobs = CompletionLogprobs::default();
+        if let Some(prompt) = echoed {
             text = tokenizer.decode(prompt, Specials::Skip)?;
-        }
-        let mut logprobs = None;
-        if self.scored {
-            let (whole, mut offsets) =
-                (logprobs.insert(CompletionLogprobs::default()), Offsets::new(tokenizer));
             if let Some(of_prompt) = &answer.prompt_logprobs {
-                whole.extend(tokenizer, prompt, of_prompt, &mut offsets)?;
+                logprobs.extend(tokenizer, prompt, of_prompt, offsets)?;
                 offsets.end_text()?;
             }
-            let of_answer: Vec<Option<Logprobs>> = answer.logprobs.into_iter().map(Some).collect();
-            whole.extend(tokenizer, &answer.tokens, &of_answer, &mut offsets)?;
         }
+        let of_answer: Vec<Option<Logprobs>> = answer.logprobs.into_iter().map(Some).collect();
+        logprobs.extend(tokenizer, &answer.tokens, &of_answer, offsets)?;
         text += &answer.text;
-        let finish_reason = Some(answer.finish.unwrap_or(Finish::Length).name());
-        Ok(CompletionChoice { index, text, logprobs, finish_reason })
+        let logprobs = self.scored.then_some(logprobs);
+        Ok(CompletionChoice { index, text, logprobs, finish_reason: answer.finish.map(Finish::name) })
     }
 
     fn stream(
@@ -328,30 +332,16 @@ impl Frame {
         delta: Delta,
         (total, offsets): &mut (Whole, Offsets),
     ) -> ApiResult<Option<CompletionChoice>> {
-        let prompt = &self.prompts[index / self.n];
         let first = total.tokens.is_empty() && total.finish.is_none();
         let shows = delta.shows() || (first && self.echo);
-        let mut whole = Whole::default();
-        let finish = delta.finish;
         total.tokens.extend(&delta.tokens);
         total.cached_tokens += delta.cached_tokens;
-        total.finish = finish;
-        whole.push(delta);
-        let (tokenizer, mut text) = (&self.model.tokenizer, String::new());
-        let mut logprobs = CompletionLogprobs::default();
-        if first && self.echo {
-            text = tokenizer.decode(prompt, Specials::Skip)?;
-            if let Some(of_prompt) = &whole.prompt_logprobs {
-                logprobs.extend(tokenizer, prompt, of_prompt, offsets)?;
-                offsets.end_text()?;
-            }
-        }
-        let of_answer: Vec<Option<Logprobs>> = whole.logprobs.into_iter().map(Some).collect();
-        logprobs.extend(tokenizer, &whole.tokens, &of_answer, offsets)?;
-        text += &whole.text;
-        let logprobs = self.scored.then_some(logprobs);
-        let finish_reason = finish.map(Finish::name);
-        Ok(shows.then_some(CompletionChoice { index, text, logprobs, finish_reason }))
+        total.finish = delta.finish;
+        let mut new = Whole::default();
+        new.push(delta);
+        let echoed = (first && self.echo).then(|| self.prompts[index / self.n].as_slice());
+        let choice = self.choice(index, echoed, new, offsets)?;
+        Ok(shows.then_some(choice))
     }
 }
 

@@ -69,14 +69,13 @@ fn model() -> (Arc<Transformer>, Arc<Cpu>) {
     (Arc::new(model.with_kv_format(KvFormat::F32)), kernels)
 }
 
-fn load(options: EngineOptions) -> Loaded {
+fn load(options: EngineOptions) -> (Engine, Loaded) {
     let (model, kernels) = model();
     let tokenizer = tokenizer();
     let template = ChatTemplate::from_source("tiny", TEMPLATE)
         .unwrap()
         .with_special_tokens(tokenizer.special_tokens().clone());
-    Loaded {
-        engine: Engine::new(model, kernels, options).unwrap(),
+    let loaded = Loaded {
         tokenizer,
         template,
         defaults: SamplingParams { max_tokens: Some(16), ..SamplingParams::default() },
@@ -85,7 +84,8 @@ fn load(options: EngineOptions) -> Loaded {
         vocab_size: 280,
         tool_format: Some(ToolFormat::Kanana),
         pooling: Pooling::Mean,
-    }
+    };
+    (Engine::new(model, kernels, options).unwrap(), loaded)
 }
 
 /// What a test may want otherwise.

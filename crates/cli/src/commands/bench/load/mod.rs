@@ -6,7 +6,6 @@ mod prompts;
 mod report;
 
 use std::collections::HashSet;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Args;
@@ -16,6 +15,7 @@ use self::clients::{Load, Outcome};
 use self::prompts::{Form, Lengths, Prompts};
 use self::report::{Figures, Report, Subject};
 use crate::args::{OutputArgs, positive};
+use crate::generation;
 use crate::hints::failure;
 use crate::output;
 
@@ -81,7 +81,7 @@ pub struct LoadArgs {
 
 /// Measures and prints.
 pub fn run(args: &LoadArgs) -> Result<()> {
-    let seed = args.seed.unwrap_or_else(fresh_seed);
+    let seed = args.seed.unwrap_or_else(generation::fresh_seed);
     let mut servers = Vec::new();
     for url in [Some(&args.url), args.compare.as_ref()].into_iter().flatten() {
         servers.push(Server::find(url, args.api_key.as_deref(), args.model.as_deref())?);
@@ -117,12 +117,6 @@ pub fn run(args: &LoadArgs) -> Result<()> {
         true => output::print_json(&report.to_json()),
         false => output::print(&report.to_text()),
     }
-}
-
-/// One that the runs before did not have, whose prompts a server may know.
-fn fresh_seed() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::from(since.subsec_nanos()) ^ (since.as_secs() << 20)
 }
 
 fn plural(count: usize) -> &'static str {
