@@ -34,8 +34,8 @@ const TABLE: &[Arrows] = &[
     arrows("engine", &["tensor", "kernels", "model"], &["checkpoint"]),
     // The edges. Tests may build a model to serve, evaluate or train.
     arrows("serve", &["engine", "tokenizer"], &["tensor", "kernels", "checkpoint", "model"]),
-    arrows("eval", &["engine", "tokenizer"], &["tensor", "kernels", "checkpoint", "model"]),
     arrows("data", &["tokenizer"], &[]),
+    arrows("eval", &["engine", "tokenizer", "data", "plot"], &["tensor", "kernels", "checkpoint", "model"]),
     // Tests may use the engine: the trainer's log-probability is the one that the engine sampled with.
     arrows("train", &["tensor", "kernels", "checkpoint", "model", "data"], &["engine", "tokenizer"]),
     arrows(

@@ -1,0 +1,1 @@
+//! Means with their intervals, and the metrics of the field.
