@@ -23,13 +23,20 @@ pub struct Logprobs {
     pub chosen: TokenLogprob,
     /// The likeliest tokens, as many as were asked for, falling; ties: the lower id first.
     pub top: Vec<TokenLogprob>,
+    /// The tokens of `logprob_token_ids`, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<TokenLogprob>,
 }
 
 impl Logprobs {
     /// Shapes: `logits [V]`, with its `log_sum_exp`. Cost: O(V) for any `top`, plus sorting that many.
-    pub(crate) fn new(logits_v: &[f32], log_sum_exp: f32, chosen: u32, top: usize) -> Self {
+    pub(crate) fn new(logits_v: &[f32], log_sum_exp: f32, chosen: u32, top: usize, asked: &[u32]) -> Self {
         let of = |token: u32| TokenLogprob { token, logprob: logits_v[token as usize] - log_sum_exp };
-        Logprobs { chosen: of(chosen), top: likeliest(logits_v, top).into_iter().map(of).collect() }
+        Logprobs {
+            chosen: of(chosen),
+            top: likeliest(logits_v, top).into_iter().map(of).collect(),
+            asked: asked.iter().copied().map(of).collect(),
+        }
     }
 }
 
@@ -72,7 +79,7 @@ mod tests {
     fn probabilities_sum_to_one() {
         let logits = [0.5f32, 3.0, -1.0, 2.0];
         let log_sum_exp = logits.iter().map(|x| x.exp()).sum::<f32>().ln();
-        let logprobs = Logprobs::new(&logits, log_sum_exp, 2, 4);
+        let logprobs = Logprobs::new(&logits, log_sum_exp, 2, 4, &[]);
         let sum: f32 = logprobs.top.iter().map(|t| t.logprob.exp()).sum();
         assert!((sum - 1.0).abs() < 1e-6, "{sum}");
         assert_eq!(logprobs.chosen, logprobs.top[3]);

@@ -52,6 +52,10 @@ pub struct SamplingParams {
     pub logprobs: Option<usize>,
     /// Report the same of every token of the prompt but the first, which nothing predicts.
     pub prompt_logprobs: Option<usize>,
+    /// `prompt_logprobs` begin with this token of the prompt: those before it may come from the prefix cache.
+    pub prompt_logprobs_start: usize,
+    /// Where `logprobs` are reported, report those of these tokens too, likely or not.
+    pub logprob_token_ids: Vec<u32>,
 }
 
 impl Default for SamplingParams {
@@ -72,6 +76,8 @@ impl Default for SamplingParams {
             min_tokens: 0,
             logprobs: None,
             prompt_logprobs: None,
+            prompt_logprobs_start: 0,
+            logprob_token_ids: Vec::new(),
         }
     }
 }
@@ -98,8 +104,10 @@ impl SamplingParams {
             check_token("logit_bias", token, vocab_size)?;
             number("logit_bias", bias, "finite", f32::is_finite)?;
         }
-        for &token in &self.stop_token_ids {
-            check_token("stop_token_ids", token, vocab_size)?;
+        let named =
+            [("stop_token_ids", &self.stop_token_ids), ("logprob_token_ids", &self.logprob_token_ids)];
+        for (field, tokens) in named {
+            tokens.iter().try_for_each(|&token| check_token(field, token, vocab_size))?;
         }
         let max_tokens = self.max_tokens.unwrap_or(usize::MAX);
         let anything = max_tokens > 0 || self.prompt_logprobs.is_some();
@@ -153,6 +161,7 @@ mod tests {
         check_refused(r#"{"repetition_penalty": 0}"#, "repetition_penalty");
         check_refused(r#"{"logit_bias": {"10": 1}}"#, "logit_bias names token 10");
         check_refused(r#"{"stop_token_ids": [3, 11]}"#, "stop_token_ids names token 11");
+        check_refused(r#"{"logprob_token_ids": [11]}"#, "logprob_token_ids names token 11");
         check_refused(r#"{"max_tokens": 0}"#, "max_tokens");
         check_refused(r#"{"max_tokens": 2, "min_tokens": 3}"#, "min_tokens");
         check_refused(r#"{"logprobs": 11}"#, "logprobs");

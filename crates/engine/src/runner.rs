@@ -190,7 +190,7 @@ fn predict(
     let params = &sequence.params;
     if let Some(&token) = sequence.tokens.get(position + 1) {
         let top = params.prompt_logprobs.unwrap_or(0);
-        return Prediction::Prompt(Logprobs::new(logits_v, log_sum_exp, token, top));
+        return Prediction::Prompt(Logprobs::new(logits_v, log_sum_exp, token, top, &[]));
     }
     if sequence.max_tokens == 0 {
         return Prediction::End;
@@ -198,7 +198,8 @@ fn predict(
     match choose(sequence, proposed, row, logits_v) {
         Err(error) => Prediction::Failed(error),
         Ok(token) => {
-            let logprobs = params.logprobs.map(|top| Logprobs::new(logits_v, log_sum_exp, token, top));
+            let asked = &params.logprob_token_ids;
+            let logprobs = params.logprobs.map(|top| Logprobs::new(logits_v, log_sum_exp, token, top, asked));
             Prediction::Token { token, logprobs }
         }
     }

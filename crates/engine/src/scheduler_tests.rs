@@ -65,7 +65,7 @@ impl World {
                         None => Prediction::Token { token, logprobs: None },
                         Some(&next) => {
                             let chosen = TokenLogprob { token: next, logprob: token as f32 };
-                            Prediction::Prompt(Logprobs { chosen, top: vec![] })
+                            Prediction::Prompt(Logprobs { chosen, top: vec![], asked: vec![] })
                         }
                     },
                 ));

@@ -64,7 +64,7 @@ pub struct StepOutput {
     pub token: Option<u32>,
     /// What the model believed about the new token, if `logprobs` asked for it.
     pub logprobs: Option<Logprobs>,
-    /// One entry for every token of the prompt, the first of them None; comes once, with the first output.
+    /// One entry for every token of the prompt, None for the first and for those before `prompt_logprobs_start`; comes once, with the first output.
     pub prompt_logprobs: Option<Vec<Option<Logprobs>>>,
     /// Tokens of the prompt that were in the prefix cache when the sequence was given a place; comes once, with the first
     /// output.
@@ -132,7 +132,8 @@ impl Sequence {
         if !params.ignore_eos {
             stop_ids.extend(resolved.eos_token_ids);
         }
-        let scored = params.prompt_logprobs.is_some();
+        let last = prompt.len() - 1;
+        let scored_from = params.prompt_logprobs.map(|_| params.prompt_logprobs_start.clamp(1, prompt.len()));
         Sequence {
             id,
             seed: resolved.seed,
@@ -141,8 +142,8 @@ impl Sequence {
             constraint: None,
             prompt_len: prompt.len(),
             generated_counts: prompt.iter().map(|&token| (token, 0)).collect(),
-            next_row: if scored { 0 } else { prompt.len() - 1 },
-            prompt_logprobs: scored.then(|| vec![None]),
+            next_row: scored_from.map_or(last, |token| token - 1),
+            prompt_logprobs: scored_from.map(|token| vec![None; token]),
             tokens: prompt,
             params,
             finished: None,
@@ -278,7 +279,8 @@ mod tests {
 
     #[test]
     fn prompt_logprobs_come_with_the_first_output() {
-        let of = |token| Logprobs { chosen: TokenLogprob { token, logprob: -1.0 }, top: vec![] };
+        let of =
+            |token| Logprobs { chosen: TokenLogprob { token, logprob: -1.0 }, top: vec![], asked: vec![] };
         let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::default() };
         let mut sequence = sequence(&[5, 6, 7], params);
         assert_eq!(sequence.rows(&(0..3)), 0..3);
@@ -289,6 +291,23 @@ mod tests {
         assert_eq!(first.prompt_logprobs, Some(vec![None, Some(of(6)), Some(of(7))]));
         let second = sequence.accept(Prediction::Token { token: 9, logprobs: None }).unwrap();
         assert_eq!(second.prompt_logprobs, None);
+    }
+
+    #[test]
+    fn prompt_logprobs_begin_where_they_are_wanted() {
+        let check = |prompt_logprobs_start: usize, rows: Range<usize>, none: usize| {
+            let params =
+                SamplingParams { prompt_logprobs: Some(0), prompt_logprobs_start, ..Default::default() };
+            let mut sequence = sequence(&[5, 6, 7], params);
+            assert_eq!(sequence.rows(&(0..3)), rows);
+            let output = sequence.accept(Prediction::End).unwrap();
+            assert_eq!(output.prompt_logprobs.map(|logprobs| logprobs.len()), Some(none));
+        };
+        check(0, 0..3, 1);
+        check(1, 0..3, 1);
+        check(2, 1..3, 2);
+        check(3, 2..3, 3);
+        check(9, 2..3, 3);
     }
 
     #[test]

@@ -185,6 +185,45 @@ fn generated_logprobs_are_prompt_logprobs() {
     }
 }
 
+/// Scoring only the end of a prompt, with its start from the cache, and asking for a token that was not chosen, say what
+/// scoring the whole prompt says.
+#[test]
+fn part_of_a_prompt_scores_as_in_the_whole() {
+    for world in worlds() {
+        let (context, rest) = (prompt(1, 41), [3, 1, 2]);
+        let whole = [&context[..], &rest].concat();
+        let scored = |start| SamplingParams {
+            max_tokens: Some(0),
+            prompt_logprobs: Some(1),
+            prompt_logprobs_start: start,
+            ..Default::default()
+        };
+        let mut engine = world.engine(world.options());
+        let all =
+            engine.answer(Request { prompt: whole.clone(), params: scored(0) }).prompt_logprobs.unwrap();
+        let part =
+            engine.answer(Request { prompt: whole.clone(), params: scored(41) }).prompt_logprobs.unwrap();
+        assert!(engine.engine.stats().cached_tokens > 0, "{}", world.name);
+        assert_eq!((&part[..41], &part[41..]), (&vec![None; 41][..], &all[41..]), "{}", world.name);
+
+        let asked = SamplingParams {
+            logprobs: Some(1),
+            logprob_token_ids: vec![2, 4],
+            max_tokens: Some(1),
+            ..scored(41)
+        };
+        let answer = engine.answer(Request { prompt: whole[..43].to_vec(), params: asked });
+        let last = all[43].as_ref().unwrap();
+        assert_eq!(answer.logprobs[0].asked[0], last.chosen, "{}", world.name);
+        assert_eq!(
+            (answer.logprobs[0].asked[1].token, &answer.logprobs[0].top),
+            (4, &last.top),
+            "{}",
+            world.name
+        );
+    }
+}
+
 #[test]
 fn seeds_repeat_and_differ() {
     let world = &worlds()[0];
