@@ -4,9 +4,18 @@
 //! server; it is a plain value that can be written down, so that [`Journaled`] keeps every answer and asks nothing twice.
 //! Judges are language models too.
 
+mod journal;
+mod local;
+mod server;
+mod show;
+
+pub use journal::{Journal, Journaled, Progress, Usage};
 use kanana_tokenizer::Message;
+pub use local::{Local, LocalParts};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+pub use server::{Server, ServerOptions};
+pub use show::{Show, Shown};
 
 use crate::Result;
 
