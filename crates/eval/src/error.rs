@@ -79,6 +79,14 @@ pub enum EvalError {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// A regular expression that an answer is read with is none.
+    #[error("{pattern:?}: {problem}")]
+    Pattern {
+        /// As Python would be given it.
+        pattern: String,
+        /// What the engine says.
+        problem: String,
+    },
     /// The person asked to stop, or everything that was to be shown has been shown.
     #[error("stopped")]
     Stopped,

@@ -13,6 +13,7 @@
 
 pub mod embedding;
 mod error;
+pub mod extract;
 pub mod ifeval;
 pub mod judge;
 pub mod lm;
@@ -25,6 +26,8 @@ pub mod sandbox;
 pub mod source;
 mod task;
 pub mod tasks;
+#[cfg(test)]
+mod test_data;
 
 pub use error::{EvalError, Result};
 pub use source::{FileRecord, Source};
