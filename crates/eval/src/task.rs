@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::lm::{GenerateRequest, Generation, LanguageModel, LogLikelihood, LogLikelihoodRequest};
+use crate::lm::{Ended, GenerateRequest, Generation, LanguageModel, LogLikelihood, LogLikelihoodRequest};
 use crate::sandbox::Sandbox;
 use crate::{EvalError, Result, Source};
 
@@ -113,6 +113,18 @@ pub enum Invalid {
     Unjudged,
     /// A program ran out of time or memory.
     OutOfTime,
+}
+
+impl Invalid {
+    /// What can be said of an answer before it is read; it may have a score all the same.
+    pub fn of(answer: &Generation) -> Option<Self> {
+        match answer.ended {
+            Ended::Refused => Some(Invalid::Refused),
+            _ if answer.text.trim().is_empty() && answer.tool_calls.is_empty() => Some(Invalid::Empty),
+            Ended::Length => Some(Invalid::Truncated),
+            Ended::Stop => None,
+        }
+    }
 }
 
 /// One question with what became of it: a line of the file that an auditor reads.

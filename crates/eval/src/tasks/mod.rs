@@ -1,1 +1,2 @@
 //! One file for each family of tasks.
+pub mod ifeval;

@@ -1,0 +1,97 @@
+//! Words as the Penn Treebank has them: the chain of substitutions of `NLTKWordTokenizer` (NLTK 3.9.1,
+//! `nltk/tokenize/destructive.py`), on sentences of [`Punkt`].
+
+use std::sync::LazyLock;
+
+use fancy_regex::Regex;
+
+use super::punkt::Punkt;
+use super::text::{BOUNDARY, WORD, is_space, regex};
+
+/// Patterns and what stands in their place, in this order; before `PAD` and after it the text has a space at both ends.
+struct Chain {
+    bare: Vec<(Regex, &'static str)>,
+    padded: Vec<(Regex, &'static str)>,
+}
+
+static CHAIN: LazyLock<Chain> = LazyLock::new(|| {
+    let compiled = |rules: &[(&str, &'static str)]| -> Vec<(Regex, &'static str)> {
+        let spelled = |pattern: &str| pattern.replace("{B}", BOUNDARY).replace("{W}", WORD);
+        rules.iter().map(|(pattern, with)| (regex(&spelled(pattern)), *with)).collect()
+    };
+    Chain {
+        bare: compiled(&[
+            ("([«“‘„]|[`]+)", " $1 "),
+            (r#"\A""#, "``"),
+            ("(``)", " $1 "),
+            (r#"([ (\[{<])("|'{2})"#, "$1 `` "),
+            ("(?i)(')(?!re|ve|ll|m|t|s|d|n)({W}){B}", "$1 $2"),
+            (r#"([^.])(\.)([\])}>"'»”’ ]*)\s*\z"#, "$1 $2 $3 "),
+            (r"([:,])([^\d])", " $1 $2"),
+            (r"([:,])(?=\n?\z)", " $1 "),
+            (r"\.{2,}", " $0 "),
+            ("[;@#$%&]", " $0 "),
+            (r#"([^.])(\.)([\])}>"']*)\s*\z"#, "$1 $2$3 "),
+            ("[?!]", " $0 "),
+            ("([^'])' ", "$1 ' "),
+            ("[*]", " $0 "),
+            (r"[\]\[(){}<>]", " $0 "),
+            ("--", " -- "),
+        ]),
+        padded: compiled(&[
+            ("([»”’])", " $1 "),
+            ("''", " '' "),
+            ("\"", " '' "),
+            (r"\s+", " "),
+            ("([^' ])('[sS]|'[mM]|'[dD]|') ", "$1 $2 "),
+            ("([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) ", "$1 $2 "),
+            ("(?i){B}(can)(not){B}", " $1 $2 "),
+            ("(?i){B}(d)('ye){B}", " $1 $2 "),
+            ("(?i){B}(gim)(me){B}", " $1 $2 "),
+            ("(?i){B}(gon)(na){B}", " $1 $2 "),
+            ("(?i){B}(got)(ta){B}", " $1 $2 "),
+            ("(?i){B}(lem)(me){B}", " $1 $2 "),
+            ("(?i){B}(more)('n){B}", " $1 $2 "),
+            (r"(?i){B}(wan)(na)(?=\s)", " $1 $2 "),
+            ("(?i) ('t)(is){B}", " $1 $2 "),
+            ("(?i) ('t)(was){B}", " $1 $2 "),
+        ]),
+    }
+});
+
+/// The words and marks of a text.
+pub(crate) fn treebank_words(punkt: &Punkt, text: &str) -> Vec<String> {
+    let apply = |text: String, rules: &[(Regex, &'static str)]| {
+        rules.iter().fold(text, |text, (pattern, with)| pattern.replace_all(&text, *with).into_owned())
+    };
+    let sentence = |sentence: String| {
+        let text = apply(sentence, &CHAIN.bare);
+        let text = apply(format!(" {text} "), &CHAIN.padded);
+        text.split(is_space).filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    punkt.sentences(text).into_iter().flat_map(sentence).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &[&str]) {
+        assert_eq!(treebank_words(&Punkt::without_training(), text), expected);
+    }
+
+    #[test]
+    fn words_and_marks() {
+        check(
+            "\"Hi\", don't (they'll) say: $3.88!",
+            &["``", "Hi", "''", ",", "do", "n't", "(", "they", "'ll", ")", "say", ":", "$", "3.88", "!"],
+        );
+        check(
+            "I CANNOT. WELL-KNOWN A.B.C. here",
+            &["I", "CAN", "NOT", ".", "WELL-KNOWN", "A.B.C", ".", "here"],
+        );
+        check("**BOLD** -- yes...", &["*", "*", "BOLD", "*", "*", "--", "yes", "..."]);
+        check("", &[]);
+    }
+}
