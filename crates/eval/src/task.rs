@@ -9,7 +9,7 @@ use crate::{EvalError, Result, Source};
 
 /// What fixes a score: two scores with the same id were made the same way. A change of a prompt, a regex, a stop string or
 /// an aggregation is a new id.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Protocol {
     /// The task's name on the command line: `gsm8k`.
     pub task: &'static str,

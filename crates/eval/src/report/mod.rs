@@ -1,1 +1,89 @@
-//! To come.
+//! What a run found: as JSON for machines, as Markdown and HTML for people, beside the published tables.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lm::Usage;
+use crate::{FileRecord, Invalid, Metric, Outcome, Protocol};
+
+/// A run: one model, some tasks. `report.json` in the folder of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Of this format; 1.
+    pub version: u32,
+    /// What was examined: name and everything that changes its answers.
+    pub model: String,
+    /// Who judged, where anybody did.
+    pub judge: Option<String>,
+    /// When the run ended: RFC 3339, UTC.
+    pub date: String,
+    /// The program, with its version.
+    pub program: String,
+    /// Processor, instruction set, threads.
+    pub hardware: String,
+    /// What was asked for, as flags.
+    pub settings: BTreeMap<String, String>,
+    /// Files that were read.
+    pub data: Vec<FileRecord>,
+    /// In the order in which they ran.
+    pub tasks: Vec<TaskReport>,
+}
+
+/// What one task found, without its samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// The task's name.
+    pub task: String,
+    /// What fixes the score.
+    pub protocol: String,
+    /// Where prompt and metric come from.
+    pub source: String,
+    /// The column of the published tables.
+    pub column: Option<String>,
+    /// The headline first.
+    pub metrics: Vec<Metric>,
+    /// By subject, category or kind.
+    pub groups: Vec<(String, Vec<Metric>)>,
+    /// Questions.
+    pub samples: usize,
+    /// Answers that could not be read, by reason.
+    pub invalid: BTreeMap<Invalid, usize>,
+    /// What a reader must know.
+    pub notes: Vec<String>,
+    /// Requests and tokens of the model.
+    pub model_usage: Usage,
+    /// Requests and tokens of the judge.
+    pub judge_usage: Usage,
+    /// Of this run's work; answers that were known already took none. Units: seconds.
+    pub seconds: f64,
+}
+
+impl TaskReport {
+    /// The report of an outcome.
+    pub fn new(
+        protocol: &Protocol,
+        outcome: &Outcome,
+        (model_usage, judge_usage): (Usage, Usage),
+        seconds: f64,
+    ) -> Self {
+        let mut invalid = BTreeMap::new();
+        for reason in outcome.samples.iter().filter_map(|sample| sample.invalid) {
+            *invalid.entry(reason).or_default() += 1;
+        }
+        TaskReport {
+            task: protocol.task.into(),
+            protocol: protocol.id.into(),
+            source: protocol.source.into(),
+            column: protocol.column.map(str::to_owned),
+            metrics: outcome.metrics.clone(),
+            groups: outcome.groups.clone(),
+            samples: outcome.samples.len(),
+            invalid,
+            notes: outcome.notes.clone(),
+            model_usage,
+            judge_usage,
+            seconds,
+        }
+    }
+}
