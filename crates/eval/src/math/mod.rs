@@ -27,7 +27,7 @@ pub use answer::extract;
 use expression::Expr;
 
 /// By which rule an answer was found equal, or why it was not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub enum Rule {
     /// The same text but for spaces and markup.
     Text,
