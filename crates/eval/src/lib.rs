@@ -6,7 +6,7 @@
 //! - [`sandbox`]: programs that a model wrote run there and nowhere else.
 //! - [`math`], [`ifeval`], [`judge`]: readers of answers.
 //! - [`long_context`], [`embedding`]: needles in haystacks, RULER; similarity and retrieval.
-//! - [`report`]: what a run found, beside the published tables.
+//! - [`run`]: tasks to a folder of answers; [`report`]: what a run found, beside the published tables.
 //!
 //! It refuses to know how tokens are made. Where answers must be read the way a reference implementation reads them, its faults
 //! included, the place says so. Tests: `cargo test -p kanana-eval`; those on real data need `../shared` and say when it is absent.
@@ -22,6 +22,7 @@ pub mod math;
 pub mod metrics;
 pub mod random;
 pub mod report;
+pub mod run;
 pub mod sandbox;
 pub mod source;
 mod task;

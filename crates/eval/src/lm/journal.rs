@@ -120,6 +120,18 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
+impl Usage {
+    /// What came after `before`.
+    pub fn since(self, before: Usage) -> Usage {
+        Usage {
+            replayed: self.replayed - before.replayed,
+            asked: self.asked - before.asked,
+            prompt_tokens: self.prompt_tokens - before.prompt_tokens,
+            completion_tokens: self.completion_tokens - before.completion_tokens,
+        }
+    }
+}
+
 /// Told after every answer: how many of this call's requests are answered, of how many.
 pub type Progress<'a> = Box<dyn FnMut(usize, usize) + 'a>;
 

@@ -28,6 +28,9 @@ pub struct Run {
     pub data: Vec<FileRecord>,
     /// In the order in which they ran.
     pub tasks: Vec<TaskReport>,
+    /// Tasks of a suite that could not be run, each with the reason.
+    #[serde(default)]
+    pub skipped: Vec<(String, String)>,
 }
 
 /// What one task found, without its samples.
