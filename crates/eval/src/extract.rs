@@ -46,12 +46,23 @@ impl PythonRegex {
 
     /// `re.sub` with a replacement that is itself.
     pub fn replace_all(&self, text: &str, replacement: &str) -> String {
+        self.replace_with(text, |_| replacement.to_owned())
+    }
+
+    /// `re.sub` with a function, which gets the groups by their number (0 is the whole; one that took no part is empty).
+    pub fn replace_with<'t>(
+        &self,
+        text: &'t str,
+        replacement: impl Fn(&dyn Fn(usize) -> &'t str) -> String,
+    ) -> String {
         let mut out = String::with_capacity(text.len());
         let mut from = 0;
-        for found in self.matches(text).iter().filter_map(|captures| captures.get(0)) {
-            out.push_str(&text[from..found.start()]);
-            out.push_str(replacement);
-            from = found.end();
+        for captures in self.matches(text) {
+            let group = |index| captures.get(index).map_or("", |group| &text[group.range()]);
+            let Some(whole) = captures.get(0) else { break };
+            out.push_str(&text[from..whole.start()]);
+            out.push_str(&replacement(&group));
+            from = whole.end();
         }
         out.push_str(&text[from..]);
         out

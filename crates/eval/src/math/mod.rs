@@ -2,9 +2,10 @@
 //!
 //! - [`gsm8k`]: the number in an answer, as lm-evaluation-harness reads it.
 //! - [`hendrycks`]: the MATH paper's comparison of texts, exactly.
+//! - [`minerva`]: Minerva's normal form, exactly.
 //! - [`extract`] and [`equal`]: our own verifier. It reads LaTeX and plain text into a tree and compares what they say: numbers
 //!   exactly, expressions where their variables have random values, lists without order. The reference that it is held against
-//!   is Math-Verify (0.8); where it differs the tests say why.
+//!   is Math-Verify (5d148cfa); where it differs the tests say why.
 //!
 //! It refuses to call a computer algebra system, and no input takes long: texts, nesting, numbers and lists are bounded.
 //! Test: `cargo test -p kanana-eval math`.
@@ -14,6 +15,7 @@ mod compare;
 mod expression;
 pub mod gsm8k;
 pub mod hendrycks;
+pub mod minerva;
 mod parse;
 #[cfg(test)]
 mod tests;

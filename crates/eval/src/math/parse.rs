@@ -2,7 +2,7 @@
 
 use num_bigint::BigInt;
 use num_rational::BigRational;
-use num_traits::{One, Pow, ToPrimitive};
+use num_traits::{One, Pow, Signed, ToPrimitive};
 
 use super::expression::Expr;
 use super::token::{Token, tokens};
@@ -127,6 +127,7 @@ impl Parser<'_> {
     }
 
     fn product(&mut self) -> Option<Expr> {
+        let is_literal = matches!(self.peek(), Some(Token::Number(_)));
         let mut factors = vec![self.factor()?];
         loop {
             match self.peek() {
@@ -159,22 +160,21 @@ impl Parser<'_> {
                     }
                 }
                 _ if self.starts_factor() => {
-                    let digits = match self.peek() {
-                        Some(Token::Number(digits)) => Some(digits.clone()),
+                    let next = self.peek().cloned();
+                    let factor = self.factor()?;
+                    let mixed = match (&next, factors.as_slice()) {
+                        (Some(Token::Command(name)), [whole]) if name == "frac" && is_literal => {
+                            mixed_fraction(whole, &factor)
+                        }
                         _ => None,
                     };
-                    let factor = self.factor()?;
-                    factors = match digits {
-                        Some(digits) => self.juxtaposed(factors, factor, &digits)?,
-                        None => match factors.as_slice() {
-                            [whole] if mixed_fraction(whole, &factor).is_some() => {
-                                mixed_fraction(whole, &factor).into_iter().collect()
-                            }
-                            _ => {
-                                factors.push(factor);
-                                factors
-                            }
-                        },
+                    factors = match (mixed, next) {
+                        (Some(number), _) => vec![number],
+                        (None, Some(Token::Number(digits))) => self.juxtaposed(factors, factor, &digits)?,
+                        _ => {
+                            factors.push(factor);
+                            factors
+                        }
                     };
                 }
                 _ => break,
@@ -385,9 +385,10 @@ impl Parser<'_> {
     }
 }
 
-/// `1\frac{1}{2}`: an integer before a fraction of integers.
+/// `1\frac{1}{2}`: a natural number before a fraction of two.
 fn mixed_fraction(whole: &Expr, fraction: &Expr) -> Option<Expr> {
-    let is_integer = |part: &Expr| matches!(part, Expr::Number { value, .. } if value.is_integer());
+    let is_natural =
+        |part: &Expr| matches!(part, Expr::Number { value, .. } if value.is_integer() && value.is_positive());
     match fraction {
         Expr::Degree(inner) => {
             return mixed_fraction(whole, inner).map(|number| Expr::Degree(Box::new(number)));
@@ -399,7 +400,7 @@ fn mixed_fraction(whole: &Expr, fraction: &Expr) -> Option<Expr> {
     }
     let Expr::Product(parts) = fraction else { return None };
     let [above, Expr::Power(below, _)] = parts.as_slice() else { return None };
-    if !is_integer(whole) || !is_integer(above) || !is_integer(below) {
+    if !is_natural(whole) || !is_natural(above) || !is_natural(below) {
         return None;
     }
     let value = whole.exact(0)? + fraction.exact(0)?;

@@ -29,6 +29,7 @@ fn numbers() {
     check("0.0000001", "0.0000002", false);
     check("3\\frac{3}{8}", "27/8", true);
     check("-3\\frac{3}{8}", "-27/8", true);
+    check("2(\\frac{1}{2})", "1", true);
     check("1 1/2", "1.5", true);
     check("0.\\overline{3}", "1/3", true);
     check("6.02 \\times 10^{23}", "602000000000000000000000", true);
