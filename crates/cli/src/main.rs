@@ -9,6 +9,7 @@ mod budget;
 mod commands;
 mod disk;
 mod embedded;
+mod examinee;
 mod generation;
 mod hints;
 mod hub;
@@ -29,11 +30,12 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 use commands::serve::LogFormat;
 use commands::{
-    bench, chat, completions, convert, data, generate, inspect, plot, pull, quantize, score, serve, tokenize,
-    train,
+    bench, chat, completions, convert, data, eval, generate, inspect, plot, pull, quantize, score, serve,
+    tokenize, train,
 };
 
 fn main() -> ExitCode {
+    kanana_eval::sandbox::enter_if_launched();
     let cli = Cli::parse();
     start_log(&cli.command);
     run(&cli.command).unwrap_or_else(|error| hints::report(&error))
@@ -49,6 +51,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(args)?,
         Command::Pull(args) => pull::run(args)?,
         Command::Bench(args) => bench::run(args)?,
+        Command::Eval(args) => return eval::run(args),
         Command::Perplexity(args) => score::perplexity(args)?,
         Command::Compare(args) => score::compare(args)?,
         Command::Convert(args) => convert::run(args)?,

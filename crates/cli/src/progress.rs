@@ -35,6 +35,11 @@ impl Progress {
         Self::new(answers, "answers", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {rate}  {left}")
     }
 
+    /// Of judging so many answers.
+    pub fn of_verdicts(verdicts: u64) -> Self {
+        Self::new(verdicts, "verdicts", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {rate}  {left}")
+    }
+
     /// Of so many requests to a server.
     pub fn of_requests(requests: u64) -> Self {
         Self::new(requests, "requests", "{msg} {wide_bar:.cyan/dim} {pos}/{len}  {left}")

@@ -70,7 +70,7 @@ pub struct Plan<'a> {
 /// A model that answers, or the name of one whose answers are in the journal.
 pub enum Examined<'a> {
     /// It is asked what the journal does not have.
-    Asked(&'a mut dyn LanguageModel),
+    Asked(Box<dyn LanguageModel + 'a>),
     /// Only the journal answers.
     Replayed(String),
 }

@@ -26,6 +26,11 @@ pub trait Task: Sync {
     /// What fixes the score.
     fn protocol(&self) -> Protocol;
 
+    /// Whether programs that the model writes are run.
+    fn needs_sandbox(&self) -> bool {
+        false
+    }
+
     /// Asks everything and scores the answers.
     ///
     /// Errors: data that are missing or broken, a model that fails, something the bench does not have ([`EvalError::Needs`]).

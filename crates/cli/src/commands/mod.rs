@@ -5,6 +5,7 @@ pub mod chat;
 pub mod completions;
 pub mod convert;
 pub mod data;
+pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod plot;

@@ -139,7 +139,7 @@ pub type Progress<'a> = Box<dyn FnMut(usize, usize) + 'a>;
 pub struct Journaled<'a> {
     name: String,
     /// None: only what is in the journal is answered.
-    inner: Option<&'a mut dyn LanguageModel>,
+    inner: Option<Box<dyn LanguageModel + 'a>>,
     journal: &'a mut Journal,
     progress: Progress<'a>,
     usage: Usage,
@@ -147,7 +147,7 @@ pub struct Journaled<'a> {
 
 impl<'a> Journaled<'a> {
     /// Asks `inner` what the journal does not have.
-    pub fn new(inner: &'a mut dyn LanguageModel, journal: &'a mut Journal, progress: Progress<'a>) -> Self {
+    pub fn new(inner: Box<dyn LanguageModel + 'a>, journal: &'a mut Journal, progress: Progress<'a>) -> Self {
         let name = inner.name().to_owned();
         Journaled { name, inner: Some(inner), journal, progress, usage: Usage::default() }
     }
@@ -326,7 +326,8 @@ mod tests {
         let (mut echo, mut journal) = (Echo { left, asked: 0 }, Journal::open(path).unwrap());
         let mut answers = vec![None; texts.len()];
         let mut last = (0, 0);
-        let mut model = Journaled::new(&mut echo, &mut journal, Box::new(|done, of| last = (done, of)));
+        let mut model =
+            Journaled::new(Box::new(&mut echo), &mut journal, Box::new(|done, of| last = (done, of)));
         let outcome = model.generate(&requests(texts), &mut |index, answer| {
             answers[index] = Some(answer.text);
             Ok(())

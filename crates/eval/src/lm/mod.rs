@@ -167,3 +167,29 @@ pub trait LanguageModel {
         Ok(None)
     }
 }
+
+impl<M: LanguageModel + ?Sized> LanguageModel for &mut M {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn log_likelihoods(
+        &mut self,
+        requests: &[LogLikelihoodRequest],
+        take: Take<'_, LogLikelihood>,
+    ) -> Result<()> {
+        (**self).log_likelihoods(requests, take)
+    }
+
+    fn rolling_log_likelihoods(&mut self, texts: &[String], take: Take<'_, LogLikelihood>) -> Result<()> {
+        (**self).rolling_log_likelihoods(texts, take)
+    }
+
+    fn generate(&mut self, requests: &[GenerateRequest], take: Take<'_, Generation>) -> Result<()> {
+        (**self).generate(requests, take)
+    }
+
+    fn render(&self, request: &Prompt) -> Result<Option<(String, Vec<u32>)>> {
+        (**self).render(request)
+    }
+}
