@@ -14,7 +14,7 @@ pub const INVALID: &str = "[invalid]";
 /// A regular expression with the meaning that Python gives it.
 ///
 /// What differs from the engine: `$` also stands before a line feed that ends the text, `\Z` is the engine's `\z`, `\w` is
-/// letters, numbers and the underscore, `\s` has the four separators U+001C to U+001F, and `[`, `&`, `~` are themselves within
+/// letters, numbers and the underscore (and `\b` its border), `\s` has the four separators U+001C to U+001F, and `[`, `&`, `~` are themselves within
 /// brackets. Look-behinds are allowed. A search that takes more steps than the engine allows finds nothing.
 #[derive(Clone, Debug)]
 pub struct PythonRegex(Regex);
@@ -68,6 +68,20 @@ impl PythonRegex {
         out
     }
 
+    /// `re.sub` with a replacement in which `$1` is a group and `$0` the match, which Python spells `\1` and `\g<0>`.
+    pub(crate) fn substitute(&self, text: &str, replacement: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        let mut from = 0;
+        for captures in self.matches(text) {
+            let Some(found) = captures.get(0) else { continue };
+            out.push_str(&text[from..found.start()]);
+            captures.expand(replacement, &mut out);
+            from = found.end();
+        }
+        out.push_str(&text[from..]);
+        out
+    }
+
     /// As Python 3.7 and later: an empty match may stand right behind another one.
     fn matches<'t>(&self, text: &'t str) -> Vec<Captures<'t, str>> {
         let mut all = Vec::new();
@@ -89,8 +103,12 @@ fn groups(captures: &Captures<'_, str>) -> Vec<String> {
     (first..captures.len()).map(group).collect()
 }
 
-/// Python's pattern as the engine's.
+/// `\b` where `\w` is Python's.
+const BORDER: &str = r"(?:(?<=[\p{L}\p{N}_])(?![\p{L}\p{N}_])|(?<![\p{L}\p{N}_])(?=[\p{L}\p{N}_]))";
+
+/// Python's pattern as the engine's. Lines have ends (`re.MULTILINE`) where it begins with `(?m)`.
 fn translate(pattern: &str) -> String {
+    let multiline = pattern.starts_with("(?m)");
     let mut out = String::with_capacity(pattern.len() + 16);
     let mut characters = pattern.chars();
     let mut in_class = false;
@@ -103,6 +121,7 @@ fn translate(pattern: &str) -> String {
                 Some('s') if in_class => out.push_str(r"\s\x1c-\x1f"),
                 Some('s') => out.push_str(r"[\s\x1c-\x1f]"),
                 Some('S') => out.push_str(r"[^\s\x1c-\x1f]"),
+                Some('b') if !in_class => out.push_str(BORDER),
                 Some('Z') => out.push_str(r"\z"),
                 Some(other) => out.extend(['\\', other]),
                 None => out.push('\\'),
@@ -129,7 +148,7 @@ fn translate(pattern: &str) -> String {
                 in_class = false;
                 out.push(']');
             }
-            '$' if !in_class => out.push_str(r"(?=\n?\z)"),
+            '$' if !in_class && !multiline => out.push_str(r"(?=\n?\z)"),
             other => out.push(other),
         }
     }
@@ -245,6 +264,8 @@ mod tests {
         check_all(r"[\w.]+", "x.y z", &[&["x.y"], &["z"]]);
         check_all(r"a\sb", "a\u{1c}b a\u{3000}b", &[&["a\u{1c}b"], &["a\u{3000}b"]]);
         check_all(r"\d+", "٣ and 4", &[&["٣"], &["4"]]);
+        check_all(r"\bहिन\b", "हिन्दी", &[&["हिन"]]);
+        check_all(r"(?m)^.$", "a\nb\n", &[&["a"], &["b"]]);
         check_all("[[&&~$]", "[&~$", &[&["["], &["&"], &["~"], &["$"]]);
         check_all("[]a]", "]a", &[&["]"], &["a"]]);
         check_all("(a)|(b)", "ab", &[&["a", ""], &["", "b"]]);
@@ -261,6 +282,12 @@ mod tests {
         check(KOREAN, Select::First, "정답은 B", INVALID);
         check("(x)?(y)?", Select::First, "z", INVALID);
         check(r"= (.*)", Select::First, "= \u{1f}7\u{a0}", "7");
+    }
+
+    #[test]
+    fn groups_stand_in_replacements() {
+        let pattern = PythonRegex::new(r"(\w)-(\w)").unwrap();
+        assert_eq!(pattern.substitute("a-b c-d-e", "$2 $0"), "b a-b d c-d-e");
     }
 
     #[test]

@@ -17,12 +17,16 @@ pub(crate) fn golden_rows(path: &str) -> Option<Vec<Row>> {
     Some(Source::new(root).rows(&file).unwrap())
 }
 
-/// A golden file that is one JSON value.
+/// A golden file that is one JSON value, maybe compressed.
 pub(crate) fn golden_value(path: &str) -> Option<serde_json::Value> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/eval/data").join(path);
     if !file.exists() {
         println!("skipped: no shared data ({path})");
         return None;
     }
-    Some(serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap())
+    let bytes = std::fs::read(file).unwrap();
+    if path.ends_with(".gz") {
+        return Some(serde_json::from_reader(flate2::read::GzDecoder::new(&bytes[..])).unwrap());
+    }
+    Some(serde_json::from_slice(&bytes).unwrap())
 }

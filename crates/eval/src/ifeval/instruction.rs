@@ -2,15 +2,15 @@
 
 use std::sync::LazyLock;
 
-use fancy_regex::Regex;
 use kanana_data::read::Row;
 use serde_json::Value;
 
 use super::json::is_json;
 use super::language;
 use super::punkt::Punkt;
-use super::text::{BOUNDARY, count_words, is_lower, is_space, is_upper, regex, strip};
+use super::text::{count_words, is_lower, is_space, is_upper};
 use super::words::treebank_words;
+use crate::extract::{PythonRegex, strip};
 
 /// An instruction with the values that a row gives for it.
 #[derive(Debug)]
@@ -38,10 +38,10 @@ impl Bound {
 
 #[derive(Debug)]
 enum Rule {
-    AllFound(Vec<Regex>),
-    NoneFound(Vec<Regex>),
-    Found(Regex, Bound),
-    FoundInLowerCase(Regex),
+    AllFound(Vec<PythonRegex>),
+    NoneFound(Vec<PythonRegex>),
+    Found(PythonRegex, Bound),
+    FoundInLowerCase(PythonRegex),
     Letter(char, Bound),
     Language(String),
     Sentences(Bound),
@@ -64,19 +64,19 @@ enum Rule {
 }
 
 struct Patterns {
-    star: Regex,
-    dash: Regex,
-    single: Regex,
-    double: Regex,
-    title: Regex,
+    star: PythonRegex,
+    dash: PythonRegex,
+    single: PythonRegex,
+    double: PythonRegex,
+    title: PythonRegex,
 }
 
 static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| Patterns {
-    star: regex(r"(?m)^\s*\*[^\*].*$"),
-    dash: regex(r"(?m)^\s*-.*$"),
-    single: regex(r"\*[^\n\*]*\*"),
-    double: regex(r"\*\*[^\n\*]*\*\*"),
-    title: regex(r"<<[^\n]+>>"),
+    star: PythonRegex::fixed(r"(?m)^\s*\*[^\*].*$"),
+    dash: PythonRegex::fixed(r"(?m)^\s*-.*$"),
+    single: PythonRegex::fixed(r"\*[^\n\*]*\*"),
+    double: PythonRegex::fixed(r"\*\*[^\n\*]*\*\*"),
+    title: PythonRegex::fixed(r"<<[^\n]+>>"),
 });
 
 impl Instruction {
@@ -95,28 +95,12 @@ impl Instruction {
     }
 
     /// The answer, as it is, does what is demanded.
-    ///
-    /// Errors: a keyword's regular expression takes too long.
-    pub(super) fn is_followed(&self, punkt: &Punkt, text: &str) -> Result<bool, fancy_regex::Error> {
-        Ok(match &self.rule {
-            Rule::AllFound(patterns) => {
-                for pattern in patterns {
-                    if !pattern.is_match(text)? {
-                        return Ok(false);
-                    }
-                }
-                true
-            }
-            Rule::NoneFound(patterns) => {
-                for pattern in patterns {
-                    if pattern.is_match(text)? {
-                        return Ok(false);
-                    }
-                }
-                true
-            }
-            Rule::Found(pattern, bound) => bound.holds(found(pattern, text)?.len()),
-            Rule::FoundInLowerCase(pattern) => pattern.is_match(&text.to_lowercase())?,
+    pub(super) fn is_followed(&self, punkt: &Punkt, text: &str) -> bool {
+        match &self.rule {
+            Rule::AllFound(patterns) => patterns.iter().all(|pattern| pattern.is_match(text)),
+            Rule::NoneFound(patterns) => !patterns.iter().any(|pattern| pattern.is_match(text)),
+            Rule::Found(pattern, bound) => bound.holds(found(pattern, text).len()),
+            Rule::FoundInLowerCase(pattern) => pattern.is_match(&text.to_lowercase()),
             Rule::Letter(letter, bound) => {
                 bound.holds(text.to_lowercase().chars().filter(|c| c == letter).count())
             }
@@ -129,19 +113,19 @@ impl Instruction {
             Rule::Paragraphs(wanted) => paragraphs(text) == Some(*wanted),
             Rule::FirstWord { paragraphs, nth, word } => first_word(text, *paragraphs, *nth, word),
             Rule::Bullets(wanted) => {
-                found(&PATTERNS.star, text)?.len() + found(&PATTERNS.dash, text)?.len() == *wanted
+                found(&PATTERNS.star, text).len() + found(&PATTERNS.dash, text).len() == *wanted
             }
             Rule::ConstrainedResponse => ["My answer is yes.", "My answer is no.", "My answer is maybe."]
                 .iter()
                 .any(|&one| text.contains(one)),
             Rule::Highlights(wanted) => {
                 // What stands in double asterisks counts twice, in the reference too.
-                let (single, double) = (found(&PATTERNS.single, text)?, found(&PATTERNS.double, text)?);
-                let written = |part: &&str| !strip(part.trim_matches('*')).is_empty();
+                let (single, double) = (found(&PATTERNS.single, text), found(&PATTERNS.double, text));
+                let written = |part: &&String| !strip(part.trim_matches('*')).is_empty();
                 single.iter().chain(&double).filter(|part| written(part)).count() >= *wanted
             }
             Rule::Json => is_json(unfenced(text)),
-            Rule::Title => found(&PATTERNS.title, text)?
+            Rule::Title => found(&PATTERNS.title, text)
                 .iter()
                 .any(|title| !strip(title.trim_start_matches('<').trim_end_matches('>')).is_empty()),
             Rule::TwoResponses => two_responses(text),
@@ -154,12 +138,12 @@ impl Instruction {
                 let text = strip(text);
                 text.len() > 1 && text.starts_with('"') && text.ends_with('"')
             }
-        })
+        }
     }
 }
 
-fn found<'t>(pattern: &Regex, text: &'t str) -> Result<Vec<&'t str>, fancy_regex::Error> {
-    pattern.find_iter(text).map(|found| found.map(|found| found.as_str())).collect()
+fn found(pattern: &PythonRegex, text: &str) -> Vec<String> {
+    pattern.find_all(text).into_iter().map(|groups| groups.concat()).collect()
 }
 
 /// Parts between `***`; the first and the last may be empty, None where another is.
@@ -216,9 +200,9 @@ impl Values<'_> {
     fn rule(&self) -> Result<Rule, String> {
         Ok(match self.id {
             "keywords:existence" => Rule::AllFound(self.patterns("keywords", |word| format!("(?i){word}"))?),
-            "keywords:forbidden_words" => Rule::NoneFound(
-                self.patterns("forbidden_words", |word| format!("(?i){BOUNDARY}{word}{BOUNDARY}"))?,
-            ),
+            "keywords:forbidden_words" => {
+                Rule::NoneFound(self.patterns("forbidden_words", |word| format!(r"(?i)\b{word}\b"))?)
+            }
             "keywords:frequency" => {
                 let pattern = format!("(?i){}", strip(self.text("keyword")?));
                 Rule::Found(self.pattern("keyword", &pattern)?, self.bound("frequency", "relation")?)
@@ -247,7 +231,7 @@ impl Values<'_> {
                 Rule::FirstWord { paragraphs, nth, word: self.text("first_word")?.to_lowercase() }
             }
             "detectable_content:number_placeholders" => {
-                Rule::Found(regex(r"\[.*?\]"), Bound::AtLeast(self.number("num_placeholders")?))
+                Rule::Found(PythonRegex::fixed(r"\[.*?\]"), Bound::AtLeast(self.number("num_placeholders")?))
             }
             "detectable_content:postscript" => {
                 let pattern = match strip(self.text("postscript_marker")?) {
@@ -318,11 +302,12 @@ impl Values<'_> {
         }
     }
 
-    fn pattern(&self, name: &str, pattern: &str) -> Result<Regex, String> {
-        Regex::new(pattern).map_err(|error| format!("{} ({error})", self.wrong(name, "regular expressions")))
+    fn pattern(&self, name: &str, pattern: &str) -> Result<PythonRegex, String> {
+        PythonRegex::new(pattern)
+            .map_err(|error| format!("{} ({error})", self.wrong(name, "regular expressions")))
     }
 
-    fn patterns(&self, name: &str, spell: impl Fn(&str) -> String) -> Result<Vec<Regex>, String> {
+    fn patterns(&self, name: &str, spell: impl Fn(&str) -> String) -> Result<Vec<PythonRegex>, String> {
         let words = self.values.get(name).and_then(Value::as_array).filter(|words| !words.is_empty());
         let words = words.ok_or_else(|| self.wrong(name, "a list of strings"))?;
         let word = |word: &Value| {

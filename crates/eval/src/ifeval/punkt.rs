@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::text::{is_digit, is_space, is_word};
+use super::text::{is_digit, is_letter, is_space};
 use crate::{EvalError, Result, Source};
 
 /// Abbreviations of English that stand before names, numbers and times, for runs without trained parameters. Ours.
@@ -156,7 +156,7 @@ impl Punkt {
             (token.breaks, token.abbreviation) = (false, true);
             return;
         }
-        let initial = matches!(*token.text, [c, '.'] if is_word(c) && !is_digit(c));
+        let initial = matches!(*token.text, [c, '.'] if is_letter(c));
         let starts = self.starts_sentence(next);
         let next_upper = next.text.first().is_some_and(|c| c.is_uppercase());
         let known_starter = next_upper && self.starters.contains(next_kind);

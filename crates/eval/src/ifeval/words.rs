@@ -3,21 +3,19 @@
 
 use std::sync::LazyLock;
 
-use fancy_regex::Regex;
-
 use super::punkt::Punkt;
-use super::text::{BOUNDARY, WORD, is_space, regex};
+use super::text::is_space;
+use crate::extract::PythonRegex;
 
 /// Patterns and what stands in their place, in this order; before `PAD` and after it the text has a space at both ends.
 struct Chain {
-    bare: Vec<(Regex, &'static str)>,
-    padded: Vec<(Regex, &'static str)>,
+    bare: Vec<(PythonRegex, &'static str)>,
+    padded: Vec<(PythonRegex, &'static str)>,
 }
 
 static CHAIN: LazyLock<Chain> = LazyLock::new(|| {
-    let compiled = |rules: &[(&str, &'static str)]| -> Vec<(Regex, &'static str)> {
-        let spelled = |pattern: &str| pattern.replace("{B}", BOUNDARY).replace("{W}", WORD);
-        rules.iter().map(|(pattern, with)| (regex(&spelled(pattern)), *with)).collect()
+    let compiled = |rules: &[(&str, &'static str)]| -> Vec<(PythonRegex, &'static str)> {
+        rules.iter().map(|(pattern, with)| (PythonRegex::fixed(pattern), *with)).collect()
     };
     Chain {
         bare: compiled(&[
@@ -25,13 +23,13 @@ static CHAIN: LazyLock<Chain> = LazyLock::new(|| {
             (r#"\A""#, "``"),
             ("(``)", " $1 "),
             (r#"([ (\[{<])("|'{2})"#, "$1 `` "),
-            ("(?i)(')(?!re|ve|ll|m|t|s|d|n)({W}){B}", "$1 $2"),
-            (r#"([^.])(\.)([\])}>"'»”’ ]*)\s*\z"#, "$1 $2 $3 "),
+            (r"(?i)(')(?!re|ve|ll|m|t|s|d|n)(\w)\b", "$1 $2"),
+            (r#"([^.])(\.)([\])}>"'»”’ ]*)\s*$"#, "$1 $2 $3 "),
             (r"([:,])([^\d])", " $1 $2"),
-            (r"([:,])(?=\n?\z)", " $1 "),
+            (r"([:,])$", " $1 "),
             (r"\.{2,}", " $0 "),
             ("[;@#$%&]", " $0 "),
-            (r#"([^.])(\.)([\])}>"']*)\s*\z"#, "$1 $2$3 "),
+            (r#"([^.])(\.)([\])}>"']*)\s*$"#, "$1 $2$3 "),
             ("[?!]", " $0 "),
             ("([^'])' ", "$1 ' "),
             ("[*]", " $0 "),
@@ -45,24 +43,24 @@ static CHAIN: LazyLock<Chain> = LazyLock::new(|| {
             (r"\s+", " "),
             ("([^' ])('[sS]|'[mM]|'[dD]|') ", "$1 $2 "),
             ("([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) ", "$1 $2 "),
-            ("(?i){B}(can)(not){B}", " $1 $2 "),
-            ("(?i){B}(d)('ye){B}", " $1 $2 "),
-            ("(?i){B}(gim)(me){B}", " $1 $2 "),
-            ("(?i){B}(gon)(na){B}", " $1 $2 "),
-            ("(?i){B}(got)(ta){B}", " $1 $2 "),
-            ("(?i){B}(lem)(me){B}", " $1 $2 "),
-            ("(?i){B}(more)('n){B}", " $1 $2 "),
-            (r"(?i){B}(wan)(na)(?=\s)", " $1 $2 "),
-            ("(?i) ('t)(is){B}", " $1 $2 "),
-            ("(?i) ('t)(was){B}", " $1 $2 "),
+            (r"(?i)\b(can)(not)\b", " $1 $2 "),
+            (r"(?i)\b(d)('ye)\b", " $1 $2 "),
+            (r"(?i)\b(gim)(me)\b", " $1 $2 "),
+            (r"(?i)\b(gon)(na)\b", " $1 $2 "),
+            (r"(?i)\b(got)(ta)\b", " $1 $2 "),
+            (r"(?i)\b(lem)(me)\b", " $1 $2 "),
+            (r"(?i)\b(more)('n)\b", " $1 $2 "),
+            (r"(?i)\b(wan)(na)(?=\s)", " $1 $2 "),
+            (r"(?i) ('t)(is)\b", " $1 $2 "),
+            (r"(?i) ('t)(was)\b", " $1 $2 "),
         ]),
     }
 });
 
 /// The words and marks of a text.
 pub(crate) fn treebank_words(punkt: &Punkt, text: &str) -> Vec<String> {
-    let apply = |text: String, rules: &[(Regex, &'static str)]| {
-        rules.iter().fold(text, |text, (pattern, with)| pattern.replace_all(&text, *with).into_owned())
+    let apply = |text: String, rules: &[(PythonRegex, &'static str)]| {
+        rules.iter().fold(text, |text, (pattern, with)| pattern.substitute(&text, with))
     };
     let sentence = |sentence: String| {
         let text = apply(sentence, &CHAIN.bare);

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::ifeval::{Checker, Prompt, Verdict};
+use crate::judge::average;
 use crate::lm::{GenerateRequest, Generation, Prompt as Asked};
 use crate::{Bench, Invalid, Metric, Outcome, Protocol, Result, Sample, Task};
 
@@ -36,7 +37,7 @@ impl Task for IfEval {
         let ask = |row: &Prompt| GenerateRequest::greedy(Asked::user(&row.prompt), MAX_TOKENS);
         let answers = bench.generate(&rows.iter().map(ask).collect::<Vec<_>>())?;
         let verdict = |(row, answer): (&Prompt, &Generation)| checker.check(row, &answer.text);
-        let verdicts: Vec<Verdict> = rows.iter().zip(&answers).map(verdict).collect::<Result<_>>()?;
+        let verdicts: Vec<Verdict> = rows.iter().zip(&answers).map(verdict).collect();
         Ok(outcome(&rows, &answers, &verdicts, note))
     }
 }
@@ -130,14 +131,8 @@ fn groups(rows: &[Prompt], verdicts: &[Verdict]) -> Vec<(String, Vec<Metric>)> {
 
 /// Per cent; with the standard error of a mean where the samples are independent of each other.
 fn accuracy(name: &str, independent: bool, right: impl Iterator<Item = bool>) -> Metric {
-    let (mut n, mut sum) = (0, 0);
-    right.for_each(|right| {
-        n += 1;
-        sum += usize::from(right);
-    });
-    let mean = sum as f64 / (n as f64).max(1.0);
-    let stderr = (independent && n > 1).then(|| 100.0 * (mean * (1.0 - mean) / (n - 1) as f64).sqrt());
-    Metric { name: name.into(), value: 100.0 * mean, stderr, n }
+    let metric = average(name, right.map(|right| 100.0 * f64::from(right)));
+    Metric { stderr: metric.stderr.filter(|_| independent), ..metric }
 }
 
 #[cfg(test)]
@@ -168,11 +163,8 @@ mod tests {
         let rows: Vec<Prompt> = rows.iter().enumerate().map(read).collect();
         let answers = [generation("a, b", Ended::Length), generation("", Ended::Stop)];
         let checker = Checker::new(crate::ifeval::Punkt::without_training());
-        let verdicts: Vec<Verdict> = rows
-            .iter()
-            .zip(["\"a b\"", "# *"])
-            .map(|(row, text)| checker.check(row, text).unwrap())
-            .collect();
+        let verdicts: Vec<Verdict> =
+            rows.iter().zip(["\"a b\"", "# *"]).map(|(row, text)| checker.check(row, text)).collect();
         let outcome = outcome(&rows, &answers, &verdicts, Some("note".into()));
         let values: Vec<f64> =
             outcome.metrics.iter().map(|metric| (metric.value * 10.0).round() / 10.0).collect();

@@ -2,12 +2,16 @@
 
 mod choice;
 mod cot;
+pub mod functionchat;
 mod gsm8k;
 mod haerae;
 pub mod ifeval;
 mod kmmlu;
+pub mod logickor;
 mod math;
 mod mmlu;
+pub mod mt_bench;
+pub mod wildbench;
 
 use crate::metrics::{self, Mean};
 use crate::{EvalError, Metric, Result, Sample, Task};
