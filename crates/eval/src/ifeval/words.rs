@@ -7,9 +7,10 @@ use super::punkt::Punkt;
 use super::text::is_space;
 use crate::extract::PythonRegex;
 
-/// Patterns and what stands in their place, in this order; before `PAD` and after it the text has a space at both ends.
+/// Patterns and what stands in their place, in this order.
 struct Chain {
     bare: Vec<(PythonRegex, &'static str)>,
+    /// After a space is put at both ends.
     padded: Vec<(PythonRegex, &'static str)>,
 }
 

@@ -9,7 +9,7 @@ use crate::ifeval::language;
 use crate::judge::mt_bench::{ANSWER_TOKENS, Question, Templates, penalised, rating, references};
 use crate::judge::{TwoTurns, average, invalid, two_turns};
 use crate::lm::Generation;
-use crate::{Bench, Metric, Outcome, Protocol, Result, Sample, Task};
+use crate::{Bench, EvalError, Metric, Outcome, Protocol, Result, Sample, Task};
 
 /// The task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Task for MtBench {
         for (asked, answers) in questions.iter().zip(&answers) {
             let reference = match (asked.needs_reference(), references.get(&asked.id)) {
                 (false, _) => None,
-                (true, None) => return Err(missing(path, asked.id)),
+                (true, None) => return Err(missing(task, path, asked.id)),
                 (true, found) => found,
             };
             for turn in 0..2 {
@@ -80,12 +80,9 @@ impl Task for MtBench {
     }
 }
 
-fn missing(path: PathBuf, question: u64) -> crate::EvalError {
-    crate::EvalError::Row {
-        path,
-        row: 0,
-        problem: format!("expected a reference answer to question {question}, got none"),
-    }
+fn missing(task: &str, file: PathBuf, question: u64) -> EvalError {
+    let expected = vec![format!("a reference answer to question {question}")];
+    EvalError::NoData { task: task.into(), folder: file, expected }
 }
 
 impl MtBench {
