@@ -2,17 +2,18 @@
 
 mod choice;
 mod cot;
-pub mod functionchat;
+mod functionchat;
 mod gsm8k;
 mod haerae;
-pub mod ifeval;
+mod ifeval;
 mod kmmlu;
-pub mod logickor;
+mod logickor;
 mod math;
 mod mmlu;
-pub mod mt_bench;
-pub mod wildbench;
+mod mt_bench;
+mod wildbench;
 
+use crate::judge::functionchat::Rule;
 use crate::metrics::{self, Mean};
 use crate::{EvalError, Metric, Result, Sample, Task};
 
@@ -23,12 +24,17 @@ pub fn all() -> Vec<Box<dyn Task>> {
         Box::new(kmmlu::Kmmlu),
         Box::new(haerae::HaeRae),
         Box::new(gsm8k::Base),
+        Box::new(mt_bench::MtBench::English),
+        Box::new(logickor::LogicKor),
+        Box::new(mt_bench::MtBench::Korean),
+        Box::new(wildbench::WildBench),
         Box::new(ifeval::IfEval),
         Box::new(gsm8k::Cot),
         Box::new(math::Math),
         Box::new(cot::Cot::MMLU),
         Box::new(cot::Cot::KMMLU),
         Box::new(cot::Cot::HAERAE),
+        Box::new(functionchat::FunctionChat { rule: Rule::December2024 }),
     ]
 }
 
