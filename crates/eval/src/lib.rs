@@ -11,6 +11,7 @@
 //! It refuses to know how tokens are made. Where answers must be read the way a reference implementation reads them, its faults
 //! included, the place says so. Tests: `cargo test -p kanana-eval`; those on real data need `../shared` and say when it is absent.
 
+pub mod code;
 pub mod embedding;
 mod error;
 pub mod extract;

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use flate2::read::MultiGzDecoder;
 use kanana_data::read::{self, Row};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -84,6 +86,15 @@ impl Source {
             }
         }
         read::open(path)?.map(|row| row.map(|(_, row)| row).map_err(EvalError::from)).collect()
+    }
+
+    /// The lines of a file, `.gz` ones unpacked: for JSON that is only Python's.
+    pub fn lines(&self, path: &Path) -> Result<Vec<String>> {
+        self.note(path)?;
+        let file = fs::File::open(path).map_err(io(path))?;
+        let packed = path.extension().is_some_and(|extension| extension == "gz");
+        let bytes: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+        BufReader::new(bytes).lines().collect::<std::io::Result<_>>().map_err(io(path))
     }
 
     /// A whole file as text.
