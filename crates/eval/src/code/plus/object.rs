@@ -68,6 +68,7 @@ impl Object {
         Some(match value {
             Value::Null => Object::None,
             Value::Bool(truth) => Object::Bool(*truth),
+            Value::Number(number) if number.is_f64() => Object::Float(number.as_f64()?),
             Value::Number(number) => Object::Int(Int::Small(number.as_i64()?)),
             Value::String(text) => Object::Str(text.clone()),
             Value::Array(all) => {
@@ -255,6 +256,8 @@ mod tests {
         check(r#"["sub","Counter",["d",1,2]]"#, r#"["d",1,2]"#, true);
         check(r#"["o","AlwaysEqual"]"#, r#"["o","AlwaysEqual"]"#, false);
         check(r#"["o","AlwaysEqual"]"#, "1", false);
+        check("1.5", r#"["f","1.5"]"#, true);
+        check("-1e+22", r#"["i","-21e19e0c9bab2400000"]"#, true);
         check("null", "false", false);
         check(r#""1""#, "1", false);
         check(r#"["w","eda080"]"#, r#"["w","eda080"]"#, true);
@@ -284,7 +287,7 @@ mod tests {
     #[test]
     fn what_is_none_of_this_is_refused() {
         for json in
-            [r#"{"a":1}"#, "[]", "[1]", r#"["x"]"#, r#"["f","one"]"#, "1.5", r#"["b","0"]"#, r#"["f"]"#]
+            [r#"{"a":1}"#, "[]", "[1]", r#"["x"]"#, r#"["f","one"]"#, "9223372036854775808", r#"["b","0"]"#, r#"["f"]"#]
         {
             assert_eq!(Object::read(&serde_json::from_str(json).unwrap()), None, "{json}");
         }

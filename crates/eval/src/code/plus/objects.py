@@ -1,6 +1,6 @@
 """Python values as JSON and back, the half that runs in the sandbox; the other is `object.rs`.
 
-None, bool, str and small int are themselves; all else is a list that begins with its kind. A subclass is marked, since EvalPlus
+None, bool, str, small int and finite float are themselves; all else is a list that begins with its kind. A subclass is marked, since EvalPlus
 compares types where it compares with a tolerance. What has no equal outside is opaque.
 """
 import json
@@ -42,7 +42,8 @@ def whole(value, _):
 
 
 def real(value, _):
-    return ["f", repr(value)]
+    # JSON has no name for the others.
+    return value if math.isfinite(value) else ["f", repr(value)]
 
 
 def text(value, _):
@@ -62,9 +63,13 @@ def items(kind):
 
 def flat(value, depth):
     # Most lists are of numbers, some of a million.
-    if value and set(map(type, value)) == {int} and -SMALL <= min(value) and max(value) < SMALL:
-        return ["l", *value]
-    return items("l")(value, depth)
+    kinds = set(map(type, value))
+    if kinds == {int} or kinds == {int, float}:
+        whole_ones = [item for item in value if type(item) is int]
+        plain = -SMALL <= min(whole_ones) and max(whole_ones) < SMALL and all(map(math.isfinite, value))
+    else:
+        plain = kinds == {float} and all(map(math.isfinite, value))
+    return ["l", *value] if plain else items("l")(value, depth)
 
 
 def pairs(value, depth):
