@@ -52,6 +52,10 @@ pub struct ExamineeArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive, help_heading = "Model")]
     pub concurrency: usize,
 
+    /// How often a request to a server is tried before the run ends
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive, help_heading = "Model")]
+    pub tries: usize,
+
     #[command(flatten)]
     pub context: ContextArgs,
 
@@ -107,6 +111,7 @@ impl ExamineeArgs {
             let options = ServerOptions {
                 api_key: std::env::var(&self.key_env).ok(),
                 concurrency: self.concurrency,
+                tries: self.tries,
                 extra: self.extra.clone().unwrap_or_default(),
                 ..ServerOptions::new(url, name)
             };

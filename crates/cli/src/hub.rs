@@ -30,7 +30,7 @@ use crate::hints::failure;
 use cache::{Cache, Repository};
 use client::{Client, RemoteFile};
 use download::Download;
-use id::ModelId;
+use id::RepositoryId;
 pub use progress::Progress;
 pub use select::is_companion;
 
@@ -81,7 +81,7 @@ impl Hub {
     ///
     /// None when the folder has no weights: the Python tools fetch a tokenizer alone, and so do include patterns.
     pub fn cached(&self, id: &str) -> Option<PathBuf> {
-        let id = ModelId::parse(id).ok()?;
+        let id = RepositoryId::parse(id).ok()?;
         self.cache.repository(&id).snapshot_of(&id.revision).filter(|folder| has_model(folder))
     }
 
@@ -92,7 +92,7 @@ impl Hub {
     /// Errors, each with what to do: no such model, no access, no connection, connection lost again and again, disk
     /// full, wrong digest. What was fetched stays, and the next call continues there.
     pub fn pull(&self, id: &str, include: &[String], progress: &Progress) -> Result<PathBuf> {
-        let id = ModelId::parse(id)?;
+        let id = RepositoryId::parse(id)?;
         let repository = self.cache.repository(&id);
         if self.offline {
             return repository.snapshot_of(&id.revision).ok_or_else(|| {

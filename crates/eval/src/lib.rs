@@ -12,6 +12,7 @@
 //! included, the place says so. Tests: `cargo test -p kanana-eval`; those on real data need `../shared` and say when it is absent.
 
 pub mod code;
+pub mod datasets;
 pub mod embedding;
 mod error;
 pub mod extract;

@@ -32,13 +32,30 @@ pub struct FileRecord {
 /// A folder of data sets.
 pub struct Source {
     root: PathBuf,
+    /// Data sets that lie elsewhere: their folders, by the first part of their paths here.
+    elsewhere: BTreeMap<String, PathBuf>,
     read: Mutex<BTreeMap<String, FileRecord>>,
 }
 
 impl Source {
     /// The folder; nothing is read yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Source { root: root.into(), read: Mutex::default() }
+        Source { root: root.into(), elsewhere: BTreeMap::new(), read: Mutex::default() }
+    }
+
+    /// Takes the data set `name`, which the folder does not have, from another folder.
+    pub fn with(mut self, name: &str, folder: impl Into<PathBuf>) -> Self {
+        self.elsewhere.insert(name.into(), folder.into());
+        self
+    }
+
+    /// Where a path that begins with a data set's name leads.
+    fn resolve(&self, path: &str) -> PathBuf {
+        let (name, rest) = path.split_once('/').unwrap_or((path, ""));
+        match self.elsewhere.get(name) {
+            Some(folder) if !self.root.join(name).exists() => folder.join(rest),
+            _ => self.root.join(path),
+        }
     }
 
     /// The folder.
@@ -50,7 +67,7 @@ impl Source {
     ///
     /// Errors: [`EvalError::NoData`], naming all of them.
     pub fn find(&self, task: &str, candidates: &[&str]) -> Result<PathBuf> {
-        let found = candidates.iter().map(|path| self.root.join(path)).find(|path| path.exists());
+        let found = candidates.iter().map(|path| self.resolve(path)).find(|path| path.exists());
         found.ok_or_else(|| EvalError::NoData {
             task: task.into(),
             folder: self.root.clone(),
@@ -109,7 +126,15 @@ impl Source {
     }
 
     fn note(&self, path: &Path) -> Result<()> {
-        let relative = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
+        let mounted = |(name, folder): (&String, &PathBuf)| {
+            Some(format!("{name}/{}", path.strip_prefix(folder).ok()?.to_string_lossy()))
+        };
+        let relative = match path.strip_prefix(&self.root) {
+            Ok(relative) => relative.to_string_lossy().into_owned(),
+            Err(_) => {
+                self.elsewhere.iter().find_map(mounted).unwrap_or_else(|| path.to_string_lossy().into_owned())
+            }
+        };
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Vacant(place) = read.entry(relative.clone()) {
             let bytes = fs::read(path).map_err(io(path))?;
@@ -186,6 +211,19 @@ mod tests {
         check("t.tsv", "a\tb\n1\t\"x\n", r#"[{"a":"1","b":"\"x"}]"#);
         check("t.json", "[{\"a\":1},\n{\"a\":2}]", r#"[{"a":1},{"a":2}]"#);
         check("t.jsonl", "{\"a\":1}\n\n{\"a\":2}\n", r#"[{"a":1},{"a":2}]"#);
+    }
+
+    #[test]
+    fn a_data_set_may_lie_elsewhere() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(there.path().join("main")).unwrap();
+        fs::write(there.path().join("main/test.jsonl"), "{}\n").unwrap();
+        let source = Source::new(here.path()).with("gsm8k", there.path());
+        let path = source.find("t", &["gsm8k/test.jsonl", "gsm8k/main/test.jsonl"]).unwrap();
+        assert_eq!(source.rows(&path).unwrap().len(), 1);
+        assert_eq!(source.manifest()[0].path, "gsm8k/main/test.jsonl");
+        fs::create_dir(here.path().join("gsm8k")).unwrap();
+        assert!(source.find("t", &["gsm8k/main/test.jsonl"]).is_err(), "the folder's own comes first");
     }
 
     #[test]

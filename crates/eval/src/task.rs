@@ -114,6 +114,8 @@ pub enum Invalid {
     Truncated,
     /// The model's server refused.
     Refused,
+    /// The prompt did not fit the context of the model's server.
+    TooLong,
     /// The judge's answer gave no verdict.
     Unjudged,
     /// A program ran out of time or memory.
@@ -125,6 +127,7 @@ impl Invalid {
     pub fn of(answer: &Generation) -> Option<Self> {
         match answer.ended {
             Ended::Refused => Some(Invalid::Refused),
+            Ended::TooLong => Some(Invalid::TooLong),
             _ if answer.text.trim().is_empty() && answer.tool_calls.is_empty() => Some(Invalid::Empty),
             Ended::Length => Some(Invalid::Truncated),
             Ended::Stop => None,

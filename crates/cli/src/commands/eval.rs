@@ -1,7 +1,7 @@
 //! `kanana eval`: the published evaluation protocol.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,11 +11,12 @@ use clap::Args;
 use kanana_eval::lm::{LanguageModel, Show};
 use kanana_eval::run::{About, Event, Examined, Plan};
 use kanana_eval::sandbox::Sandbox;
-use kanana_eval::{Bench, EvalError, Source, Task, tasks};
+use kanana_eval::{Bench, EvalError, Source, Task, datasets, tasks};
 
 use crate::args::{OutputArgs, positive};
 use crate::examinee::{ExamineeArgs, JudgeArgs, hardware};
 use crate::hints::{failure, failure_of};
+use crate::hub::{self, Hub};
 use crate::output::{self, Align, Table};
 use crate::progress::Progress;
 use crate::signals::EXIT_INTERRUPTED;
@@ -28,6 +29,7 @@ Examples:
   kanana eval --tasks mmlu,gsm8k --data DIR --limit 20 --out runs/pico
   kanana eval --suite base --model ./checkpoint --data DIR --out runs/base
   kanana eval --tasks gsm8k --data DIR --show 2
+  kanana eval --tasks mmlu,gsm8k --data DIR --hub --dataset mmlu=cais/mmlu@COMMIT
   kanana eval --suite instruct --url http://127.0.0.1:8000/v1 --served-model pico --data DIR \\
       --judge-url https://api.openai.com/v1 --judge-model gpt-4o-2024-08-06 --out runs/instruct
 
@@ -49,6 +51,14 @@ pub struct EvalArgs {
     /// The folder of data sets, in the formats in which they are published
     #[arg(long, value_name = "DIR", required_unless_present = "list")]
     data: Option<PathBuf>,
+
+    /// Fetch the data sets that --data lacks from the Hugging Face Hub, into the cache that the Python tools use
+    #[arg(long)]
+    hub: bool,
+
+    /// With --hub: where a data set comes from, such as mmlu=cais/mmlu@COMMIT (repeatable)
+    #[arg(long, value_name = "NAME=OWNER/NAME[@REVISION]", value_parser = dataset, requires = "hub")]
+    dataset: Vec<(String, String)>,
 
     /// Only the first N questions of each task, or of each subject where a task has subjects
     #[arg(long, value_name = "N", value_parser = positive)]
@@ -91,7 +101,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
         let message = format!("--data {} is no folder", data.display());
         return Err(failure(message, "give the folder in which the folders mmlu, gsm8k, … lie"));
     }
-    let source = Source::new(data);
+    let (source, fetched) = args.source(data, &chosen)?;
     let stop = Arc::new(AtomicBool::new(false));
     if let Some(most) = args.show {
         return args.show(most, &chosen, &source).map(|()| ExitCode::SUCCESS);
@@ -108,7 +118,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
         date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         program: format!("kanana {}", env!("CARGO_PKG_VERSION")),
         hardware: hardware(args.examinee.machine.threads()),
-        settings: args.settings(examinee.parameters, sandbox.as_ref()),
+        settings: args.settings(examinee.parameters, sandbox.as_ref(), fetched),
     };
     let plan = Plan {
         tasks: &chosen,
@@ -178,8 +188,35 @@ impl EvalArgs {
         }
     }
 
-    fn settings(&self, parameters: Option<u64>, sandbox: Option<&Sandbox>) -> BTreeMap<String, String> {
-        let mut settings = BTreeMap::new();
+    /// The rows: below --data, and with --hub what that folder lacks. Where each fetched data set came from is told, too.
+    fn source(&self, data: &Path, chosen: &[Box<dyn Task>]) -> Result<(Source, BTreeMap<String, String>)> {
+        let (mut source, mut fetched) = (Source::new(data), BTreeMap::new());
+        if !self.hub {
+            return Ok((source, fetched));
+        }
+        let hub = Hub::from_env()?;
+        for set in datasets::of(chosen) {
+            if data.join(set.name).exists() {
+                continue;
+            }
+            let other = self.dataset.iter().find(|(name, _)| name == set.name);
+            let id = other.map_or(set.repository, |(_, id)| id);
+            let files: Vec<String> = set.files.iter().map(|&file| file.to_owned()).collect();
+            let folder = hub.pull(&format!("datasets/{id}"), &files, &hub::Progress::on_stderr())?;
+            let commit = folder.file_name().unwrap_or_default().to_string_lossy();
+            let repository = id.split('@').next().unwrap_or(id);
+            fetched.insert(format!("dataset {}", set.name), format!("{repository}@{commit}"));
+            source = source.with(set.name, folder);
+        }
+        Ok((source, fetched))
+    }
+
+    fn settings(
+        &self,
+        parameters: Option<u64>,
+        sandbox: Option<&Sandbox>,
+        mut settings: BTreeMap<String, String>,
+    ) -> BTreeMap<String, String> {
         let mut set = |name: &str, value: Option<String>| {
             if let Some(value) = value {
                 settings.insert(name.to_owned(), value);
@@ -227,9 +264,20 @@ impl EvalArgs {
     }
 }
 
+fn dataset(text: &str) -> Result<(String, String), String> {
+    let (name, id) = text.split_once('=').ok_or("expected NAME=OWNER/NAME, such as mmlu=cais/mmlu")?;
+    let known: Vec<&str> = datasets::ALL.iter().map(|set| set.name).collect();
+    if !known.contains(&name) {
+        return Err(format!("{name:?} is not one of {}", known.join(", ")));
+    }
+    Ok((name.to_owned(), id.to_owned()))
+}
+
 fn hint(error: &EvalError) -> &'static str {
     match error {
-        EvalError::NoData { .. } => "--data names the folder that holds a folder for each data set",
+        EvalError::NoData { .. } => {
+            "--data names the folder that holds a folder for each data set; --hub fetches what is missing there"
+        }
         EvalError::Needs { .. } => "`kanana eval --help` explains the flag",
         EvalError::Model { .. } => "answers that came are kept: the same command goes on from there",
         EvalError::Journal { .. } => "another --out begins anew",

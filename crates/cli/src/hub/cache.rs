@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::client::RemoteFile;
-use super::id::ModelId;
+use super::id::RepositoryId;
 use super::parent;
 
 /// The folder of everything that came from the Hub, of this program or the Python tools.
@@ -51,8 +51,8 @@ impl Cache {
         &self.folder
     }
 
-    pub fn repository(&self, id: &ModelId) -> Repository {
-        let name = format!("models--{}", id.repository.replace('/', "--"));
+    pub fn repository(&self, id: &RepositoryId) -> Repository {
+        let name = format!("{}--{}", id.kind.plural(), id.repository.replace('/', "--"));
         Repository { folder: self.folder.join(&name), locks: self.folder.join(".locks").join(name) }
     }
 }

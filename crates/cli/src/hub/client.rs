@@ -8,7 +8,7 @@ use ureq::http::{HeaderMap, Method, Request, Response, Uri, header};
 use ureq::{Agent, Body};
 
 use super::cache::is_commit;
-use super::id::ModelId;
+use super::id::RepositoryId;
 use crate::hints::{failure, failure_of};
 
 const MAX_REDIRECTS: usize = 10;
@@ -104,7 +104,7 @@ impl Client {
     }
 
     /// What a revision of a model holds.
-    pub fn list(&self, id: &ModelId) -> Result<Listing> {
+    pub fn list(&self, id: &RepositoryId) -> Result<Listing> {
         #[derive(Deserialize)]
         struct Info {
             sha: String,
@@ -115,7 +115,7 @@ impl Client {
             rfilename: String,
         }
         let revision = escape(&id.revision).replace('/', "%2F");
-        let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, id.repository);
+        let url = format!("{}/api/{}/{}/revision/{revision}", self.endpoint, id.kind.plural(), id.repository);
         let mut response = self.send(&Method::GET, &url, 0).map_err(|error| match error {
             Trouble::Passing(error) | Trouble::Final(error) => error,
         })?;
@@ -135,8 +135,8 @@ impl Client {
     }
 
     /// Digest and size of a file, without its content.
-    pub fn describe(&self, id: &ModelId, commit: &str, name: &str) -> Result<RemoteFile> {
-        let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, id.repository, escape(name));
+    pub fn describe(&self, id: &RepositoryId, commit: &str, name: &str) -> Result<RemoteFile> {
+        let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, id.page(), escape(name));
         let response = self.patiently(|| {
             let response = self.send(&Method::HEAD, &url, 0)?;
             let (status, headers) = (response.status(), response.headers());
@@ -223,15 +223,15 @@ impl Client {
     }
 
     /// The error of a status, and whether it is likely to pass.
-    pub fn trouble(&self, response: &Response<Body>, what: &str, id: &ModelId) -> Trouble {
+    pub fn trouble(&self, response: &Response<Body>, what: &str, id: &RepositoryId) -> Trouble {
         match response.status().as_u16() {
             408 | 429 | 500.. => Trouble::Passing(self.refusal(response, what, id)),
             _ => Trouble::Final(self.refusal(response, what, id)),
         }
     }
 
-    fn refusal(&self, response: &Response<Body>, what: &str, id: &ModelId) -> Error {
-        let page = format!("{}/{}", self.endpoint, id.repository);
+    fn refusal(&self, response: &Response<Body>, what: &str, id: &RepositoryId) -> Error {
+        let page = format!("{}/{}", self.endpoint, id.page());
         let reason = text(response.headers(), "x-error-code").unwrap_or_default();
         match (response.status().as_u16(), &*reason) {
             (401, _) if self.token.is_none() => failure(

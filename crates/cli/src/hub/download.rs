@@ -11,7 +11,7 @@ use ureq::http::Response;
 
 use super::client::{Client, RemoteFile, Trouble};
 use super::digest::Digest;
-use super::id::ModelId;
+use super::id::RepositoryId;
 use super::progress::FileProgress;
 use crate::hints::{failure, failure_of};
 
@@ -20,7 +20,7 @@ const CHUNK: usize = 256 << 10; // bytes
 /// A file to fetch, and where to.
 pub struct Download<'a> {
     pub client: &'a Client,
-    pub id: &'a ModelId,
+    pub id: &'a RepositoryId,
     pub file: &'a RemoteFile,
     /// Where the bytes are gathered; it stays when the download fails, for the next one to continue.
     pub partial: &'a Path,

@@ -3,12 +3,16 @@
 use anyhow::Result;
 
 use super::cache::is_safe_path;
-use super::id::ModelId;
+use super::id::{Kind, RepositoryId};
 use crate::hints::failure;
 
 /// What this program reads, and what its users should.
 const DEFAULT: [&str; 7] =
     ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "README.md", "LICENSE*", "NOTICE*"];
+
+/// What is fetched of a data set.
+const DATA: [&str; 8] =
+    ["*.parquet", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.jsonl.gz", "README.md", "LICENSE*"];
 
 /// Formats that run code when they are loaded.
 const PICKLES: [&str; 6] = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"];
@@ -16,7 +20,7 @@ const PICKLES: [&str; 6] = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pick
 /// The files to fetch, by the patterns or by default, never a pickle.
 ///
 /// Errors: nothing is left to fetch, or all the weights are pickles.
-pub fn select(id: &ModelId, files: &[String], include: &[String]) -> Result<Vec<String>> {
+pub fn select(id: &RepositoryId, files: &[String], include: &[String]) -> Result<Vec<String>> {
     let is_pickle = |name: &str| PICKLES.iter().any(|pattern| matches(pattern, name));
     let is_wanted = |name: &str| match include {
         // Weights in folders are other exports of the same model, and consolidated files are copies of the shards.
@@ -24,15 +28,19 @@ pub fn select(id: &ModelId, files: &[String], include: &[String]) -> Result<Vec<
         [] => DEFAULT.iter().any(|pattern| matches(pattern, name)),
         patterns => patterns.iter().any(|pattern| matches(pattern, name)),
     };
+    let is_wanted = |name: &str| match id.kind {
+        Kind::Dataset if include.is_empty() => DATA.iter().any(|pattern| matches(pattern, name)),
+        _ => is_wanted(name),
+    };
     let wanted: Vec<String> = files
         .iter()
         .filter(|name| is_wanted(name) && !is_pickle(name) && is_safe_path(name))
         .cloned()
         .collect();
 
-    let has_weights = wanted.iter().any(|name| name.ends_with(".safetensors"));
+    let has_weights = id.kind == Kind::Dataset || wanted.iter().any(|name| name.ends_with(".safetensors"));
     if let (true, false, Some(pickle)) =
-        (include.is_empty(), has_weights, files.iter().find(|f| is_pickle(f)))
+        (include.is_empty(), has_weights, files.iter().find(|file| is_pickle(file)))
     {
         return Err(failure(
             format_args!(
@@ -83,7 +91,7 @@ mod tests {
     use super::*;
 
     fn check(files: &[&str], include: &[&str], expected: Result<&[&str], &str>) {
-        let id = ModelId::parse("o/n").unwrap();
+        let id = RepositoryId::parse("o/n").unwrap();
         let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         match (select(&id, &owned(files), &owned(include)), expected) {
             (Ok(selected), Ok(expected)) => assert_eq!(selected, expected),

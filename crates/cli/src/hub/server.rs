@@ -130,7 +130,7 @@ pub fn etag(name: &str, data: &[u8]) -> String {
 
 /// Answers as the Hub does for a repository of these files, ranges included.
 pub fn hub_of(files: &Files, request: &Request) -> Reply {
-    if request.path.starts_with("/api/models/") {
+    if request.path.starts_with("/api/") {
         let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
         let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string().into_bytes();
         return Reply { body, ..Reply::status(200) };

@@ -93,6 +93,23 @@ fn everything_once_in_the_layout_of_the_python_tools() {
 }
 
 #[test]
+fn a_data_set_has_addresses_and_a_folder_of_its_own() {
+    let home = TempDir::new().unwrap();
+    let files: Files = ["main/test.parquet", "README.md", "x.bin", "loader.py"]
+        .map(|name| (name.to_owned(), name.as_bytes().to_vec()))
+        .into();
+    let served = files.clone();
+    let server = Server::start(move |request| hub_of(&served, request));
+    let hub = hub(&server.url, home.path(), &[]);
+    let folder = hub.pull("datasets/o/n@v1", &[], &Progress::on_stderr()).unwrap();
+    check_snapshot(&folder, &["main/test.parquet", "README.md"]);
+    assert_eq!(folder, home.path().join("hub/datasets--o--n/snapshots").join(COMMIT));
+    assert_eq!(server.requests("GET", "/api/datasets/o/n/revision/v1").len(), 1);
+    let path = format!("/datasets/o/n/resolve/{COMMIT}/main/test.parquet");
+    assert_eq!(server.requests("GET", &path).len(), 1);
+}
+
+#[test]
 fn only_what_is_included() {
     let home = TempDir::new().unwrap();
     let server = Server::start(|request| hub_of(&files(), request));

@@ -133,7 +133,8 @@ fn aligned(block: Node<'_>, column: Option<usize>) -> bool {
 
 /// A block has a statement, on the line of its head or further in than that.
 fn indented(block: Node<'_>) -> bool {
-    let (Some(first), Some(head)) = (statements(block).first().map(Node::start_position), block.parent()) else {
+    let (Some(first), Some(head)) = (statements(block).first().map(Node::start_position), block.parent())
+    else {
         return false;
     };
     first.row == block.prev_sibling().map_or(head.start_position().row, |colon| colon.end_position().row)
@@ -172,7 +173,9 @@ fn reachable(tree: &Tree, code: &str, entry_point: &str) -> String {
     }
     let uses: HashMap<&str, HashSet<&str>> = definitions
         .iter()
-        .map(|&(name, node)| (name, nodes(node).filter(|node| node.kind() == "identifier").map(text).collect()))
+        .map(|&(name, node)| {
+            (name, nodes(node).filter(|node| node.kind() == "identifier").map(text).collect())
+        })
         .collect();
     let mut reached = HashSet::from([entry_point]);
     let mut queue = VecDeque::from([entry_point]);
@@ -183,7 +186,8 @@ fn reachable(tree: &Tree, code: &str, entry_point: &str) -> String {
             }
         }
     }
-    let definitions = definitions.iter().filter(|(name, _)| reached.contains(name)).map(|&(_, node)| text(node));
+    let definitions =
+        definitions.iter().filter(|(name, _)| reached.contains(name)).map(|&(_, node)| text(node));
     imports.into_iter().chain(definitions).collect::<Vec<_>>().join("\n")
 }
 
@@ -208,7 +212,10 @@ mod tests {
 
     #[test]
     fn only_what_the_entry_point_reaches_is_kept() {
-        check("A = 1\nB = 2\ndef f(x):\n    return A\nclass C:\n    pass\n", "A = 1\ndef f(x):\n    return A");
+        check(
+            "A = 1\nB = 2\ndef f(x):\n    return A\nclass C:\n    pass\n",
+            "A = 1\ndef f(x):\n    return A",
+        );
         check("def h():\n    print(1)\ndef f():\n    return h()", "def f():\n    return h()");
         check("@cache\ndef f():\n    return 1\nx, y = 1, 2", "@cache\ndef f():\n    return 1\nx, y = 1, 2");
         check("def f():\n    return 1\ndef f():\n    return 2", "def f():\n    return 1");

@@ -113,6 +113,8 @@ pub enum Ended {
     Length,
     /// A filter of the server withheld it.
     Refused,
+    /// Before it began: the prompt does not fit the context of the server.
+    TooLong,
 }
 
 /// A function call in an answer.

@@ -63,6 +63,7 @@ impl ServerOptions {
 
 /// A model behind a server.
 pub struct Server {
+    name: String,
     caller: Caller,
     interrupted: Box<dyn Fn() -> bool>,
 }
@@ -76,6 +77,8 @@ struct Caller {
 /// Why a request failed, and whether it may go better.
 struct Failure {
     problem: String,
+    /// The prompt does not fit the context.
+    too_long: bool,
     again: bool,
     after: Option<Duration>,
 }
@@ -87,7 +90,12 @@ impl Caller {
         if let Some(key) = &self.options.api_key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let lost = |error: ureq::Error| Failure { problem: error.to_string(), again: true, after: None };
+        let lost = |error: ureq::Error| Failure {
+            problem: error.to_string(),
+            too_long: false,
+            again: true,
+            after: None,
+        };
         let mut response = request.send(body.to_string()).map_err(lost)?;
         let status = response.status();
         let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -95,6 +103,7 @@ impl Caller {
         if status.is_success() {
             let broken = |error| Failure {
                 problem: format!("the answer is no JSON: {error}"),
+                too_long: false,
                 again: true,
                 after: None,
             };
@@ -104,15 +113,26 @@ impl Caller {
             .ok()
             .and_then(|body| Some(body.pointer("/error/message")?.as_str()?.to_owned()))
             .unwrap_or_else(|| text.chars().take(300).collect());
+        let problem = format!("{url} answered {status}: {message}");
         Err(Failure {
-            problem: format!("{url} answered {status}: {message}"),
+            // OpenAI's code, and the word that vLLM, llama.cpp and `kanana serve` use
+            too_long: status.as_u16() == 400
+                && (text.contains("context_length_exceeded") || message.contains("context")),
+            problem,
             again: status.as_u16() == 429 || status.as_u16() == 408 || status.is_server_error(),
             after: after.map(Duration::from_secs),
         })
     }
 
-    /// Sends one request until it is answered. Errors: the last failure, or that everything is to stop.
-    fn ask(&self, path: &str, mut body: Value, stop: &AtomicBool) -> std::result::Result<Value, String> {
+    /// Sends one request until it is answered; None where the prompt does not fit the context.
+    ///
+    /// Errors: the last failure, or that everything is to stop.
+    fn ask(
+        &self,
+        path: &str,
+        mut body: Value,
+        stop: &AtomicBool,
+    ) -> std::result::Result<Option<Value>, String> {
         if let Some(fields) = body.as_object_mut() {
             for (name, value) in &self.options.extra {
                 match value {
@@ -130,7 +150,8 @@ impl Caller {
         let mut pause = Duration::from_millis(500);
         for attempt in 1.. {
             let failure = match self.post(&url, &body) {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => return Ok(Some(answer)),
+                Err(failure) if failure.too_long => return Ok(None),
                 Err(failure) => failure,
             };
             if !failure.again || attempt >= self.options.tries {
@@ -160,7 +181,12 @@ impl Server {
             .timeout_global(Some(options.timeout))
             .http_status_as_error(false)
             .build();
-        Server { caller: Caller { options, agent: config.into() }, interrupted }
+        // Other fields may mean other answers.
+        let name = match options.extra.is_empty() {
+            true => options.model.clone(),
+            false => format!("{} {}", options.model, Value::from(options.extra.clone())),
+        };
+        Server { name, caller: Caller { options, agent: config.into() }, interrupted }
     }
 
     fn problem(&self, problem: impl ToString) -> EvalError {
@@ -214,7 +240,7 @@ impl Server {
 
 impl LanguageModel for Server {
     fn name(&self) -> &str {
-        &self.caller.options.model
+        &self.name
     }
 
     fn log_likelihoods(
@@ -240,7 +266,8 @@ impl LanguageModel for Server {
 impl Caller {
     /// The tokens of a text, as the model's own server makes them.
     fn tokens(&self, text: &str, stop: &AtomicBool) -> std::result::Result<Vec<u64>, String> {
-        let answer = self.ask("//tokenize", json!({ "model": self.options.model, "prompt": text }), stop)?;
+        let body = json!({ "model": self.options.model, "prompt": text });
+        let answer = self.ask("//tokenize", body, stop)?.ok_or(TOO_LONG)?;
         let tokens = answer.get("tokens").and_then(Value::as_array);
         let tokens = tokens.and_then(|tokens| tokens.iter().map(Value::as_u64).collect());
         tokens.ok_or_else(|| "expected a list of ids in `tokens` of the answer of /tokenize".into())
@@ -261,7 +288,7 @@ impl Caller {
         let body = json!({
             "model": self.options.model, "prompt": whole, "max_tokens": 1, "temperature": 0, "echo": true, "logprobs": 1,
         });
-        let answer = self.ask("/completions", body, stop)?;
+        let answer = self.ask("/completions", body, stop)?.ok_or(TOO_LONG)?;
         let logprobs = answer.pointer("/choices/0/logprobs").ok_or("the server echoes no logprobs")?;
         let list =
             |name: &str| logprobs.get(name).and_then(Value::as_array).ok_or(format!("no {name} in logprobs"));
@@ -302,7 +329,7 @@ impl Caller {
         match &request.prompt {
             Prompt::Text(text) => {
                 body["prompt"] = json!(text);
-                let answer = self.ask("/completions", body, stop)?;
+                let Some(answer) = self.ask("/completions", body, stop)? else { return Ok(too_long()) };
                 let text = answer.pointer("/choices/0/text").and_then(Value::as_str).unwrap_or_default();
                 Ok(generation(&answer, text, Vec::new()))
             }
@@ -317,7 +344,7 @@ impl Caller {
                 if !tools.is_empty() {
                     body["tools"] = json!(tools);
                 }
-                let answer = self.ask("/chat/completions", body, stop)?;
+                let Some(answer) = self.ask("/chat/completions", body, stop)? else { return Ok(too_long()) };
                 let message = answer.pointer("/choices/0/message").cloned().unwrap_or_default();
                 let text = message.get("content").and_then(Value::as_str).unwrap_or_default();
                 let calls = message.get("tool_calls").and_then(Value::as_array);
@@ -365,6 +392,18 @@ impl Caller {
             list.push(value);
         }
         list
+    }
+}
+
+const TOO_LONG: &str = "the request does not fit the context of the server";
+
+fn too_long() -> Generation {
+    Generation {
+        text: String::new(),
+        tool_calls: Vec::new(),
+        ended: Ended::TooLong,
+        prompt_tokens: 0,
+        completion_tokens: 0,
     }
 }
 

@@ -15,6 +15,17 @@ use crate::{Bench, EvalError, Outcome, Protocol, Result, Sample, Source, Task};
 /// The task.
 pub struct Math;
 
+/// The folders of EleutherAI/hendrycks_math.
+const SUBJECTS: [&str; 7] = [
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+];
+
 struct Problem {
     problem: String,
     gold: String,
@@ -43,9 +54,20 @@ fn read(path: &Path, index: usize, row: &Row) -> Result<Problem> {
 }
 
 fn problems(source: &Source) -> Result<Vec<Problem>> {
-    let path =
-        source.find("math", &["math/test.jsonl", "math/test.parquet", "math/test-00000-of-00001.parquet"])?;
-    source.rows(&path)?.iter().enumerate().map(|(index, row)| read(&path, index, row)).collect()
+    let whole = ["math/test.jsonl", "math/test.parquet", "math/test-00000-of-00001.parquet"];
+    let by_subject = SUBJECTS.map(|subject| format!("math/{subject}/test-00000-of-00001.parquet"));
+    let candidates: Vec<&str> = whole.into_iter().chain(by_subject.iter().map(String::as_str)).collect();
+    let mut files = vec![source.find("math", &candidates)?];
+    if by_subject.iter().any(|file| files[0].ends_with(file)) {
+        files = by_subject.iter().map(|file| source.find("math", &[file])).collect::<Result<_>>()?;
+    }
+    let mut problems = Vec::new();
+    for path in files {
+        for (index, row) in source.rows(&path)?.iter().enumerate() {
+            problems.push(read(&path, index, row)?);
+        }
+    }
+    Ok(problems)
 }
 
 impl Task for Math {

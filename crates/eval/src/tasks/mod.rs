@@ -1,6 +1,7 @@
 //! One file for each family of tasks, and the suites of the published tables.
 
 mod choice;
+mod code;
 mod cot;
 mod functionchat;
 mod gsm8k;
@@ -13,6 +14,7 @@ mod mmlu;
 mod mt_bench;
 mod wildbench;
 
+use crate::code::plus::Dataset;
 use crate::judge::functionchat::Rule;
 use crate::metrics::{self, Mean};
 use crate::{EvalError, Metric, Result, Sample, Task};
@@ -23,12 +25,16 @@ pub fn all() -> Vec<Box<dyn Task>> {
         Box::new(mmlu::Mmlu),
         Box::new(kmmlu::Kmmlu),
         Box::new(haerae::HaeRae),
+        Box::new(code::HumanEval),
+        Box::new(code::Mbpp),
         Box::new(gsm8k::Base),
         Box::new(mt_bench::MtBench::English),
         Box::new(logickor::LogicKor),
         Box::new(mt_bench::MtBench::Korean),
         Box::new(wildbench::WildBench),
         Box::new(ifeval::IfEval),
+        Box::new(code::Plus(Dataset::HumanEval)),
+        Box::new(code::Plus(Dataset::Mbpp)),
         Box::new(gsm8k::Cot),
         Box::new(math::Math),
         Box::new(cot::Cot::MMLU),

@@ -286,9 +286,16 @@ mod tests {
 
     #[test]
     fn what_is_none_of_this_is_refused() {
-        for json in
-            [r#"{"a":1}"#, "[]", "[1]", r#"["x"]"#, r#"["f","one"]"#, "9223372036854775808", r#"["b","0"]"#, r#"["f"]"#]
-        {
+        for json in [
+            r#"{"a":1}"#,
+            "[]",
+            "[1]",
+            r#"["x"]"#,
+            r#"["f","one"]"#,
+            "9223372036854775808",
+            r#"["b","0"]"#,
+            r#"["f"]"#,
+        ] {
             assert_eq!(Object::read(&serde_json::from_str(json).unwrap()), None, "{json}");
         }
     }
