@@ -271,7 +271,11 @@ fn usage_counts() {
         if path != RESPONSES {
             body["stream_options"] = json!({"include_usage": true});
         }
-        let (_, streamed) = said_in_events(path, server.stream(path, &body).events());
+        let events = server.stream(path, &body).events();
+        if let (true, [pending @ .., _counts, _done]) = (path != RESPONSES, &events[..]) {
+            assert!(pending.iter().all(|event| event.contains(r#""usage":null"#)), "{body}");
+        }
+        let (_, streamed) = said_in_events(path, events);
         for name in [prompt, written, total] {
             assert_eq!(streamed[name], usage[name], "{body}");
         }

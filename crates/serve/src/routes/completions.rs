@@ -133,9 +133,9 @@ pub struct Completion {
     pub model: String,
     /// `n` for each prompt, in their order.
     pub choices: Vec<CompletionChoice>,
-    /// Tokens read and written.
+    /// Tokens read and written; in a stream with `include_usage`, and null but in its last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
+    pub usage: Option<Option<Usage>>,
 }
 
 /// One continuation, or a piece of it.
@@ -235,7 +235,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn of(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Completion {
+    fn of(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {
         let model = self.model.id.clone();
         Completion {
             id: self.id.clone(),
@@ -265,7 +265,7 @@ impl Frame {
                 choices.push(self.choice(choices.len(), echoed, answer, &mut offsets)?);
             }
         }
-        Ok(self.of(choices, Some(usage)))
+        Ok(self.of(choices, Some(Some(usage))))
     }
 
     /// A choice, or what is new of one: behind its prompt, where that is given to be echoed. `offsets` is where the text is.
@@ -307,7 +307,8 @@ impl Frame {
                     Some((index, Ok(delta))) => {
                         let piece = frame.piece(index, delta, &mut totals[index]);
                         if let Some(piece) = piece.transpose() {
-                            let json = piece.and_then(|piece| to_json(frame.of(vec![piece], None)));
+                            let pending = include_usage.then_some(None);
+                            let json = piece.and_then(|piece| to_json(frame.of(vec![piece], pending)));
                             return Some((json, Some((frame, deltas, totals))));
                         }
                     }
@@ -316,7 +317,7 @@ impl Frame {
                         let prompt_tokens = frame.prompts.iter().map(Vec::len).sum();
                         let answers: Vec<Whole> = totals.into_iter().map(|(total, _)| total).collect();
                         let usage = Usage::of(prompt_tokens, &answers, frame.n);
-                        return Some((to_json(frame.of(Vec::new(), Some(usage))), None));
+                        return Some((to_json(frame.of(Vec::new(), Some(Some(usage)))), None));
                     }
                     None => return None,
                 }
