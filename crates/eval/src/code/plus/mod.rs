@@ -8,8 +8,8 @@
 //! What remains possible: a candidate that disables the timer has the limit of the whole half. EvalPlus also takes away `open`,
 //! `os.remove` and more; here the sandbox answers those, and a program that uses its folder may pass.
 //!
-//! Two canonical solutions of MBPP+ v0.2.0 fail, as there: Mbpp/255 returns more than 4 GiB hold, Mbpp/392 outlasts the limit of
-//! its half.
+//! Of the canonical solutions of MBPP+ v0.2.0, Mbpp/255 fails, as there: one input has more combinations than 4 GiB hold. Mbpp/392
+//! and Mbpp/599 need half a minute and more; on a slow or busy machine they outlast the limit of their half.
 
 mod object;
 mod oracle;
