@@ -17,6 +17,8 @@ use super::quant::{
 };
 #[cfg(target_arch = "x86_64")]
 use super::quant_amx::OnMatrixUnit;
+#[cfg(target_arch = "x86_64")]
+use super::quant_avx2;
 use super::shares::{Share, Sizes, share_out};
 use super::{Format, Weight};
 use crate::Result;
@@ -182,15 +184,21 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     let panels = if tokens == 1 { 2 * PANELS } else { PANELS };
     // The matrix unit takes panels in pairs.
     let panel_step = if on_matrix_unit { 2 } else { 1 };
-    let sizes = Sizes { rows: ROWS, row_step: 2 * TILE_ROWS, panels, panel_step };
+    #[cfg(target_arch = "x86_64")]
+    let most = if machine.isa == Isa::Avx2 { quant_avx2::ROWS } else { ROWS };
+    #[cfg(not(target_arch = "x86_64"))]
+    let most = ROWS;
+    let sizes = Sizes { rows: most, row_step: 2 * TILE_ROWS, panels, panel_step };
     let widths: Vec<usize> = weights.iter().map(|w| w.out_features).collect();
     let shares = share_out(machine.threads.count(), tokens, &widths, sizes);
     machine.threads.run(shares.len(), &|i| {
         let Share { product, rows, panels } = &shares[i];
         let block = Block { product: &products[*product], rows: rows.clone(), panels: panels.clone() };
         #[cfg(target_arch = "x86_64")]
-        if on_matrix_unit {
-            return dispatch(machine.isa, OnMatrixUnit(&block));
+        match machine.isa {
+            _ if on_matrix_unit => return dispatch(machine.isa, OnMatrixUnit(&block)),
+            Isa::Avx2 => return quant_avx2::multiply(&block),
+            _ => {}
         }
         dispatch(machine.isa, &block);
     });
@@ -201,7 +209,7 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
 pub(crate) struct Product<'a> {
     pub(crate) inputs: InputsView<'a>,
     pub(crate) format: Format,
-    in_features: usize,
+    pub(crate) in_features: usize,
     w: &'a [u8],
     outputs: usize,
     y: SharedMut<'a, f32>,
@@ -218,7 +226,7 @@ impl<'a> Product<'a> {
     #[inline(always)]
     #[allow(unsafe_code)]
     #[allow(clippy::mut_from_ref)] // As `SharedMut::range`.
-    fn target(&self, row: usize, panel: usize, panels: usize) -> &mut [f32] {
+    pub(crate) fn target(&self, row: usize, panel: usize, panels: usize) -> &mut [f32] {
         let n = panel * PANEL;
         // SAFETY: each (row, panel) belongs to one task, which holds one such slice at a time.
         unsafe { self.y.range(row * self.outputs + n, (panels * PANEL).min(self.outputs - n)) }
