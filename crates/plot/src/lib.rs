@@ -5,9 +5,12 @@
 //! Tests: `cargo test -p kanana-plot`.
 
 mod axis;
+mod draw;
+mod heat_map;
 mod lines;
 mod png;
 
 pub use axis::{Axis, ticks};
+pub use heat_map::HeatMap;
 pub use lines::{LineChart, Panel, Series};
 pub use png::{Picture, PlotError, png};

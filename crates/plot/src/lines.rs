@@ -2,14 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::draw::{self, COLOURS, line, text};
 use crate::{Axis, ticks};
-
-/// Families that have Hangul, then any.
-const FONTS: &str = "Pretendard, 'Noto Sans KR', 'Noto Sans CJK KR', NanumGothic, 'Apple SD Gothic Neo', 'Malgun Gothic', \
-                     'DejaVu Sans', Arial, sans-serif";
-/// Okabe and Ito's colours, which people tell apart whatever their sight; black last.
-const COLOURS: [&str; 8] =
-    ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A6A00", "#000000"];
 
 /// A curve.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,17 +75,8 @@ impl LineChart {
         let x_axis = Axis::over(all.map(|point| point.0), false);
         let top = 46.0 + 22.0 * names.len().div_ceil(3) as f64;
         let height = top + self.panels.len() as f64 * (PANEL + GAP) + 34.0;
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" \
-             font-family=\"{FONTS}\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
-        );
-        text(
-            &mut svg,
-            (LEFT, 28.0),
-            "start",
-            "font-size=\"17\" font-weight=\"600\" fill=\"#222222\"",
-            &self.title,
-        );
+        let mut svg = draw::begin((WIDTH, height), &self.title);
+        text(&mut svg, (LEFT, 28.0), "start", draw::TITLE, &self.title);
         for (i, name) in names.iter().enumerate() {
             let (x, y) = (LEFT + (i % 3) as f64 * 270.0, 52.0 + 22.0 * (i / 3) as f64);
             line(&mut svg, (x, y - 4.0), (x + 22.0, y - 4.0), COLOURS[i % COLOURS.len()], 2.5);
@@ -181,23 +166,6 @@ fn curve(
         "<path d=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\" stroke-opacity=\"{opacity}\" \
          stroke-linejoin=\"round\"/>",
         path.trim_end()
-    );
-}
-
-fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str, width: f64) {
-    let _ = writeln!(
-        svg,
-        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-width=\"{width}\"/>",
-        from.0, from.1, to.0, to.1
-    );
-}
-
-fn text(svg: &mut String, at: (f64, f64), anchor: &str, attributes: &str, content: &str) {
-    let escaped = content.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let _ = writeln!(
-        svg,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" {attributes}>{escaped}</text>",
-        at.0, at.1
     );
 }
 
