@@ -62,6 +62,9 @@ pub fn ticks(axis: &Axis, about: usize) -> Vec<(f64, String)> {
 
 /// A value with as many digits as steps of this size need; thousands and more are shortened.
 fn written(value: f64, step: f64) -> String {
+    if value.abs() >= 1e15 {
+        return power_of_ten(value);
+    }
     for (unit, suffix) in [(1e9, "B"), (1e6, "M"), (1e3, "k")] {
         if value.abs() >= unit && step >= unit / 1000.0 {
             let digits = if step >= unit { 0 } else { (unit / step).log10().ceil() as usize };
@@ -76,6 +79,20 @@ fn written(value: f64, step: f64) -> String {
     }
     let digits = if step >= 1.0 { 0 } else { (-step.log10()).ceil() as usize };
     format!("{value:.digits$}")
+}
+
+/// `5e21` → `5·10²¹`.
+fn power_of_ten(value: f64) -> String {
+    let text = format!("{value:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, ""));
+    let raised = |digit: char| digit.to_digit(10).and_then(|digit| "⁰¹²³⁴⁵⁶⁷⁸⁹".chars().nth(digit as usize));
+    let power: String = exponent.chars().filter_map(raised).collect();
+    // Sums of steps are not exact.
+    let digits = digits.parse().map_or_else(|_| digits.to_owned(), |digits: f64| format!("{digits:.2}"));
+    match digits.trim_end_matches('0').trim_end_matches('.') {
+        "1" => format!("10{power}"),
+        digits => format!("{digits}·10{power}"),
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +111,7 @@ mod tests {
         check(2.31, 2.52, false, &["2.35", "2.40", "2.45", "2.50"]);
         check(-1.0, 1.0, false, &["-1.0", "-0.5", "0.0", "0.5", "1.0"]);
         check(1.0, 1000.0, true, &["1", "2", "5", "10", "20", "50", "100", "200", "500", "1k"]);
+        check(1e21, 1.2e22, true, &["10²¹", "2·10²¹", "5·10²¹", "10²²"]);
         check(0.0, 0.0004, false, &["0.0000", "1.0e-4", "2.0e-4", "3.0e-4", "4.0e-4"]);
     }
 

@@ -9,8 +9,11 @@ mod draw;
 mod heat_map;
 mod lines;
 mod png;
+mod scatter;
 
 pub use axis::{Axis, ticks};
+pub use draw::{escape, width as text_width};
 pub use heat_map::HeatMap;
 pub use lines::{LineChart, Panel, Series};
 pub use png::{Picture, PlotError, png};
+pub use scatter::{Group, Point, ScatterChart};
