@@ -1,8 +1,24 @@
 //! What a run found: as JSON for machines, as Markdown and HTML for people, beside the published tables.
+//!
+//! One way through the files: a [`Report`] holds runs ([`compare`] finds out how they differ, [`published`] what to set beside
+//! them), `build` makes [`Block`]s of it, and `markdown`, `html` or the caller's terminal write those. [`flops`] is the chart of
+//! training compute. Test: `cargo test -p kanana-eval report`.
+
+mod build;
+mod chart;
+pub mod compare;
+pub mod flops;
+mod html;
+mod markdown;
+pub mod number;
+pub mod published;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use build::{Block, Column, Grid, Report};
+pub use compare::{Difference, Entry, Paired};
 
 use crate::lm::Usage;
 use crate::{FileRecord, Invalid, Metric, Outcome, Protocol};
@@ -90,3 +106,21 @@ impl TaskReport {
         }
     }
 }
+
+/// One run as Markdown, beside the published tables.
+pub fn markdown(run: &Run) -> String {
+    Report::of(run).markdown()
+}
+
+/// One run as a page of HTML that needs no other file, beside the published tables.
+pub fn html(run: &Run) -> String {
+    Report::of(run).html()
+}
+
+/// One run's tables for a terminal, beside the published ones.
+pub fn table(run: &Run) -> Vec<Block> {
+    Report::of(run).summary()
+}
+
+#[cfg(test)]
+mod tests;
