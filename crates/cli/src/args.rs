@@ -8,8 +8,8 @@ use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
 use crate::commands::{
-    bench, chat, completions, convert, data, eval, generate, inspect, plot, pull, quantize, score, serve,
-    tokenize, train,
+    bench, chat, completions, convert, data, eval, generate, inspect, niah, plot, pull, quantize, score,
+    serve, tokenize, train,
 };
 
 /// Runs the Kanana family of language models on this machine.
@@ -49,6 +49,7 @@ pub enum Command {
     Convert(convert::ConvertArgs),
     Quantize(quantize::QuantizeArgs),
     Train(train::TrainArgs),
+    Niah(Box<niah::NiahArgs>),
     Plot(plot::PlotArgs),
     Data(data::DataArgs),
     Tokenizer(data::TokenizerArgs),

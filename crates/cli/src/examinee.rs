@@ -18,6 +18,7 @@ use crate::args::{ContextArgs, MachineArgs, ModelArgs, Speculate, positive};
 use crate::budget::Demand;
 use crate::hints::failure;
 use crate::load::{Source, is_gguf};
+use crate::output;
 use crate::text::{Text, no_tokenizer};
 
 /// Tokens of context where neither the flag nor the model says less: what the protocol's longest prompts take.
@@ -105,6 +106,11 @@ pub struct Examinee {
 impl ExamineeArgs {
     /// Loads the model, or notes where the server is. `stop` ends what runs.
     pub fn open(&self, stop: &Stop) -> Result<Examinee> {
+        self.open_for(None, stop)
+    }
+
+    /// [`ExamineeArgs::open`] for texts of so many tokens, even where the model was made for fewer.
+    pub fn open_for(&self, tokens: Option<usize>, stop: &Stop) -> Result<Examinee> {
         let stop = Arc::clone(stop);
         let interrupted = Box::new(move || stop.load(Ordering::Relaxed));
         if let (Some(url), Some(name)) = (&self.url, &self.served_model) {
@@ -121,8 +127,14 @@ impl ExamineeArgs {
         let text = Text::open(&source.dir, source.config.vocab_size, None)?;
         let text = text.ok_or_else(|| no_tokenizer(&source.dir))?;
         let made_for = source.context(&self.context)?;
-        let context = self.context.max_context.unwrap_or(made_for.min(CONTEXT));
-        let demand = Demand { context, least: context, sequences: SEQUENCES, positions: made_for };
+        let context = tokens.or(self.context.max_context).unwrap_or(made_for.min(CONTEXT));
+        if context > made_for {
+            output::note(format_args!(
+                "{context} tokens are more than the {made_for} that the model was made for"
+            ));
+        }
+        let sequences = if tokens.is_some() { 2 } else { SEQUENCES };
+        let demand = Demand { context, least: context, sequences, positions: made_for.max(context) };
         let budget = source.plan(demand, &self.machine.memory, None)?;
         let engine = source.engine(&budget, self.machine.threads(), &Speculate::Off, None)?;
         let stretched = match (&self.context.rope.yarn, &self.context.rope.rope_scaling) {

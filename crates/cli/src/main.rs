@@ -30,8 +30,8 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 use commands::serve::LogFormat;
 use commands::{
-    bench, chat, completions, convert, data, eval, generate, inspect, plot, pull, quantize, score, serve,
-    tokenize, train,
+    bench, chat, completions, convert, data, eval, generate, inspect, niah, plot, pull, quantize, score,
+    serve, tokenize, train,
 };
 
 fn main() -> ExitCode {
@@ -57,6 +57,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Convert(args) => convert::run(args)?,
         Command::Quantize(args) => quantize::run(args)?,
         Command::Train(args) => return train::run(args),
+        Command::Niah(args) => return niah::run(args),
         Command::Plot(args) => plot::run(args)?,
         Command::Data(args) => data::run(args)?,
         Command::Serve(args) => serve::run(args)?,

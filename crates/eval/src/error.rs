@@ -87,6 +87,16 @@ pub enum EvalError {
         /// What the engine says.
         problem: String,
     },
+    /// A context is too short for what is to be put into it.
+    #[error("{task}: a length of {length} tokens is too short: at least {least} are needed")]
+    TooShort {
+        /// The task.
+        task: String,
+        /// The length. Units: tokens.
+        length: usize,
+        /// The least that would do. Units: tokens.
+        least: usize,
+    },
     /// The person asked to stop, or everything that was to be shown has been shown.
     #[error("stopped")]
     Stopped,

@@ -319,12 +319,12 @@ fn table(run: &kanana_eval::report::Run) -> String {
 
 /// What a person sees while it runs.
 #[derive(Default)]
-struct Screen {
+pub struct Screen {
     bar: Option<(Progress, usize, bool)>,
 }
 
 impl Screen {
-    fn show(&mut self, event: Event<'_>) {
+    pub fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Begins { index, of, protocol } => {
                 self.clear();
@@ -359,7 +359,7 @@ impl Screen {
         }
     }
 
-    fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.bar = None;
     }
 }

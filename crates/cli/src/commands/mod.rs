@@ -8,6 +8,7 @@ pub mod data;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod niah;
 pub mod plot;
 pub mod pull;
 pub mod quantize;

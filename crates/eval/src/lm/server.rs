@@ -194,6 +194,12 @@ impl Server {
         EvalError::Model { model: format!("{model} at {base_url}"), problem: problem.to_string() }
     }
 
+    /// Posts bodies to a path below the version, and gives the answers to `take`.
+    pub(crate) fn ask_all(&self, path: &str, bodies: &[Value], take: Take<'_, Value>) -> Result<()> {
+        let caller = &self.caller;
+        self.spread(bodies.len(), |index, stop| caller.ask(path, bodies[index].clone(), stop), take)
+    }
+
     /// Does `work` for every index on several threads, and gives the answers to `take` on this one.
     fn spread<A: Send>(
         &self,

@@ -12,6 +12,7 @@ mod logickor;
 mod math;
 mod mmlu;
 mod mt_bench;
+pub mod ruler;
 mod wildbench;
 
 use crate::code::plus::Dataset;
@@ -28,6 +29,7 @@ pub fn all() -> Vec<Box<dyn Task>> {
         Box::new(code::HumanEval),
         Box::new(code::Mbpp),
         Box::new(gsm8k::Base),
+        Box::new(ruler::Ruler::new(false)),
         Box::new(mt_bench::MtBench::English),
         Box::new(logickor::LogicKor),
         Box::new(mt_bench::MtBench::Korean),
@@ -40,6 +42,7 @@ pub fn all() -> Vec<Box<dyn Task>> {
         Box::new(cot::Cot::MMLU),
         Box::new(cot::Cot::KMMLU),
         Box::new(cot::Cot::HAERAE),
+        Box::new(ruler::Ruler::new(true)),
         Box::new(functionchat::FunctionChat { rule: Rule::December2024 }),
     ]
 }
