@@ -157,6 +157,7 @@ impl ExamineeArgs {
             // One less than the context: the engine wants room for the token that it would say next.
             max_length: budget.max_context - 1,
             tokenizer: text.tokenizer,
+            pooling: source.pooling(),
             template: text.template,
             stop_token_ids,
             interrupted,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use kanana_checkpoint::Checkpoint;
 use kanana_checkpoint::gguf::{GgufFile, config_json};
-use kanana_engine::{Engine, EngineOptions, Speculation};
+use kanana_engine::{Engine, EngineOptions, Pooling, Speculation};
 use kanana_kernels::{Cpu, CpuOptions, Format, Kernels};
 use kanana_model::{
     Config, GenerationDefaults, LoadOptions, TensorReport, Transformer, check_stored, compare_tensors, cost,
@@ -89,6 +89,20 @@ impl Source {
                 "stretch it with --yarn (the published 128K setting of the 32K models) or --rope-scaling FILE",
             )),
             asked => Ok(asked.unwrap_or(made_for)),
+        }
+    }
+
+    /// How the model makes a vector of a text: what sentence-transformers wrote beside its weights, else the last token.
+    pub fn pooling(&self) -> Pooling {
+        let read = |name: &str| std::fs::read_to_string(self.dir.join(name)).ok();
+        let json =
+            |name: &str| read(name).and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+        let pooling = json("1_Pooling/config.json");
+        let causal = json("config.json").is_none_or(|config| config["is_causal"] != false);
+        match pooling.is_some_and(|pooling| pooling["pooling_mode_mean_tokens"] == true) {
+            true if causal => Pooling::Mean,
+            true => Pooling::BidirectionalMean,
+            false => Pooling::Last,
         }
     }
 

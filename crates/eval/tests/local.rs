@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kanana_checkpoint::Checkpoint;
-use kanana_engine::{Engine, EngineOptions, log_likelihoods};
+use kanana_engine::{Engine, EngineOptions, Pooling, log_likelihoods};
 use kanana_eval::EvalError;
 use kanana_eval::lm::{
     Ended, GenerateRequest, Generation, LanguageModel, Local, LocalParts, LogLikelihood,
@@ -44,6 +44,7 @@ fn local(change: impl FnOnce(&mut EngineOptions)) -> Local {
         max_length: CONTEXT - 1,
         tokenizer: Tokenizer::from_dir(folder()).unwrap(),
         template: ChatTemplate::built_in(),
+        pooling: Pooling::Last,
         stop_token_ids: Vec::new(),
         interrupted: Box::new(|| false),
     })

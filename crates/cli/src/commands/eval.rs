@@ -288,8 +288,8 @@ fn hint(error: &EvalError) -> &'static str {
 fn list() -> Result<()> {
     let mut table = Table::new(&[Align::Left, Align::Left, Align::Left]);
     table.row(["task", "protocol", "source"]);
-    for task in tasks::all() {
-        let protocol = task.protocol();
+    let protocols = tasks::all().into_iter().map(|task| task.protocol());
+    for protocol in protocols.chain(kanana_eval::embedding::protocols()) {
         table.row([protocol.task, protocol.id, protocol.source]);
     }
     output::print(&table.render())

@@ -305,24 +305,11 @@ impl Opened {
             max_context: budget.max_context,
             vocab_size: source.config.vocab_size,
             tool_format: args.tool_format.map(ToolFormat::from),
-            pooling: args.pooling.map(Pooling::from).unwrap_or_else(|| pooling_of(&source)),
+            pooling: args.pooling.map(Pooling::from).unwrap_or_else(|| source.pooling()),
             tokenizer: text.tokenizer,
             template: text.template,
         };
         Ok((engine, loaded))
-    }
-}
-
-/// What sentence-transformers wrote beside the weights of an embedding model, else the last token.
-fn pooling_of(source: &Source) -> Pooling {
-    let read = |name: &str| std::fs::read_to_string(source.dir.join(name)).ok();
-    let json = |name: &str| read(name).and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
-    let pooling = json("1_Pooling/config.json");
-    let causal = json("config.json").is_none_or(|config| config["is_causal"] != false);
-    match pooling.is_some_and(|pooling| pooling["pooling_mode_mean_tokens"] == true) {
-        true if causal => Pooling::Mean,
-        true => Pooling::BidirectionalMean,
-        false => Pooling::Last,
     }
 }
 

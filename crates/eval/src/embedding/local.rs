@@ -3,29 +3,28 @@
 use kanana_engine::{EmbeddingInput, Engine, Pooling};
 use kanana_tokenizer::Tokenizer;
 
-use super::Embedder;
 use crate::{EvalError, Result};
 
 /// Tokens that one forward pass embeds, unless a single text has more.
 const TOKENS_AT_ONCE: usize = 2048;
 
-/// A model in this process.
-pub struct LocalEmbedder {
+/// A model in this process, as an embedder.
+pub(crate) struct LocalEmbedder<'a> {
     /// What the model is called in reports.
-    pub name: String,
+    pub(crate) name: &'a str,
     /// Around the model.
-    pub engine: Engine,
+    pub(crate) engine: &'a Engine,
     /// Text to tokens.
-    pub tokenizer: Tokenizer,
+    pub(crate) tokenizer: &'a Tokenizer,
     /// How tokens become one vector.
-    pub pooling: Pooling,
+    pub(crate) pooling: Pooling,
     /// Tokens of a text with its instruction; longer texts are cut. 512 is the family's embedding model's.
-    pub max_tokens: usize,
+    pub(crate) max_tokens: usize,
     /// Asked between forward passes: whether the person wants to stop.
-    pub interrupted: Box<dyn Fn() -> bool>,
+    pub(crate) interrupted: &'a dyn Fn() -> bool,
 }
 
-impl LocalEmbedder {
+impl LocalEmbedder<'_> {
     /// Source: `Kanana2VecModel.encode`: the instruction becomes `Instruct: …\nQuery:`, the text follows after a space, and the tokens
     /// of the instruction, the opening one with them, are not pooled.
     fn input(&self, text: &str, instruction: Option<&str>) -> Result<EmbeddingInput> {
@@ -48,16 +47,11 @@ impl LocalEmbedder {
     }
 
     fn problem(&self, problem: impl ToString) -> EvalError {
-        EvalError::Model { model: self.name.clone(), problem: problem.to_string() }
-    }
-}
-
-impl Embedder for LocalEmbedder {
-    fn name(&self) -> &str {
-        &self.name
+        EvalError::Model { model: self.name.into(), problem: problem.to_string() }
     }
 
-    fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+    /// A vector for each text.
+    pub(crate) fn embed(&self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
         let inputs: Vec<EmbeddingInput> =
             texts.iter().map(|text| self.input(text, instruction)).collect::<Result<_>>()?;
         let mut vectors = Vec::with_capacity(inputs.len());

@@ -10,10 +10,12 @@ mod retrieval;
 mod server;
 mod sts;
 
-pub use local::LocalEmbedder;
-pub use server::{Instructions, ServerEmbedder};
+pub(crate) use local::LocalEmbedder;
+pub use server::Instructions;
+pub(crate) use server::ServerEmbedder;
 
-use crate::{EvalError, Outcome, Protocol, Result, Source};
+use crate::lm::LanguageModel;
+use crate::{Bench, EvalError, Outcome, Protocol, Result, Source, Task};
 
 /// What makes vectors.
 pub trait Embedder {
@@ -23,6 +25,42 @@ pub trait Embedder {
     /// A vector for each text, all as long, in their order; they need not be of length one. `instruction` says what the texts are
     /// for: it is read before each and not pooled.
     fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>>;
+}
+
+/// Whatever answers, as an embedder.
+struct Model<'a>(&'a mut dyn LanguageModel);
+
+impl Embedder for Model<'_> {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+        self.0.embed(texts, instruction)
+    }
+}
+
+/// One of the tasks, by its name on the command line.
+pub struct EmbeddingTask {
+    name: String,
+    protocol: Protocol,
+}
+
+impl EmbeddingTask {
+    /// Errors: [`EvalError::UnknownTask`].
+    pub fn new(name: &str) -> Result<Self> {
+        Ok(EmbeddingTask { name: name.to_owned(), protocol: protocol(name)? })
+    }
+}
+
+impl Task for EmbeddingTask {
+    fn protocol(&self) -> Protocol {
+        self.protocol.clone()
+    }
+
+    fn run(&self, bench: &mut Bench<'_>) -> Result<Outcome> {
+        run(&mut Model(bench.model), bench.source, &self.name, bench.limit)
+    }
 }
 
 /// A task by its name on the command line.

@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Embedder;
-use crate::lm::Server;
+use crate::lm::{LanguageModel, Server};
 use crate::{EvalError, Result};
 
 /// Texts of one request.
@@ -20,15 +19,19 @@ pub enum Instructions {
     Nothing,
 }
 
-/// A model behind a server.
-pub struct ServerEmbedder {
+/// A model behind a server, as an embedder.
+pub(crate) struct ServerEmbedder<'a> {
     /// Where, and how often it is tried.
-    pub server: Server,
+    pub(crate) server: &'a Server,
     /// How the server takes instructions.
-    pub instructions: Instructions,
+    pub(crate) instructions: Instructions,
 }
 
-impl ServerEmbedder {
+impl ServerEmbedder<'_> {
+    fn name(&self) -> &str {
+        LanguageModel::name(self.server)
+    }
+
     fn body(&self, texts: &[String], instruction: Option<&str>) -> Value {
         let instruction = instruction.map(str::trim).filter(|text| !text.is_empty());
         let mut body = json!({ "model": self.name(), "input": texts, "encoding_format": "float" });
@@ -43,6 +46,24 @@ impl ServerEmbedder {
         }
         body
     }
+
+    /// A vector for each text.
+    pub(crate) fn embed(&self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+        let parts: Vec<&[String]> = texts.chunks(BATCH).collect();
+        let bodies: Vec<Value> = parts.iter().map(|part| self.body(part, instruction)).collect();
+        let mut answers = vec![Vec::new(); parts.len()];
+        self.server.ask_all("/embeddings", &bodies, &mut |index, answer| {
+            answers[index] = vectors(&answer, parts[index].len()).ok_or_else(|| EvalError::Model {
+                model: self.name().into(),
+                problem: format!(
+                    "expected {} lists of numbers in data[].embedding of /embeddings",
+                    parts[index].len()
+                ),
+            })?;
+            Ok(())
+        })?;
+        Ok(answers.concat())
+    }
 }
 
 /// The vectors of an answer, in the order of the texts.
@@ -56,29 +77,6 @@ fn vectors(answer: &Value, count: usize) -> Option<Vec<Vec<f32>>> {
     vectors.iter().all(|vector| !vector.is_empty()).then_some(vectors)
 }
 
-impl Embedder for ServerEmbedder {
-    fn name(&self) -> &str {
-        crate::lm::LanguageModel::name(&self.server)
-    }
-
-    fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
-        let parts: Vec<&[String]> = texts.chunks(BATCH).collect();
-        let bodies: Vec<Value> = parts.iter().map(|part| self.body(part, instruction)).collect();
-        let mut answers = vec![Vec::new(); parts.len()];
-        self.server.ask_all("/embeddings", &bodies, &mut |index, answer| {
-            answers[index] = vectors(&answer, parts[index].len()).ok_or_else(|| EvalError::Model {
-                model: crate::lm::LanguageModel::name(&self.server).into(),
-                problem: format!(
-                    "expected {} lists of numbers in data[].embedding of /embeddings",
-                    parts[index].len()
-                ),
-            })?;
-            Ok(())
-        })?;
-        Ok(answers.concat())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,7 +86,7 @@ mod tests {
     fn requests_and_answers() {
         let check = |instructions, instruction, expected: Value| {
             let server = Server::new(ServerOptions::new("http://127.0.0.1:1/v1", "m"), Box::new(|| false));
-            let body = ServerEmbedder { server, instructions }.body(&[" a ".into()], instruction);
+            let body = ServerEmbedder { server: &server, instructions }.body(&[" a ".into()], instruction);
             assert_eq!(body, expected);
         };
         let plain = json!({ "model": "m", "input": [" a "], "encoding_format": "float" });

@@ -263,6 +263,17 @@ impl LanguageModel for Journaled<'_> {
         })
     }
 
+    /// Vectors are not kept: they are many numbers, and made again in less time than they take to read.
+    fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+        match &mut self.inner {
+            Some(inner) => inner.embed(texts, instruction),
+            None => Err(EvalError::Journal {
+                path: self.journal.path.clone(),
+                problem: "vectors are not kept: run without --replay".into(),
+            }),
+        }
+    }
+
     fn render(&self, prompt: &Prompt) -> Result<Option<(String, Vec<u32>)>> {
         match &self.inner {
             Some(inner) => inner.render(prompt),

@@ -10,7 +10,8 @@
 use std::collections::{HashMap, HashSet};
 
 use kanana_engine::{
-    Engine, FinishReason, Request, SamplingParams, SequenceId, StepOutput, TokenLogprob, rolling_windows,
+    Engine, FinishReason, Pooling, Request, SamplingParams, SequenceId, StepOutput, TokenLogprob,
+    rolling_windows,
 };
 use kanana_tokenizer::tools::{self, ToolFormat};
 use kanana_tokenizer::{
@@ -22,10 +23,14 @@ use super::{
     Ended, GenerateRequest, Generation, LanguageModel, LogLikelihood, LogLikelihoodRequest, Prompt, Take,
     ToolCall,
 };
+use crate::embedding::LocalEmbedder;
 use crate::{EvalError, Result};
 
 /// Tokens that two prompts must share before one waits for the other: less would not pay for the wait.
 const WORTH_WAITING: usize = 32;
+
+/// Tokens of a text that is embedded: those of the family's embedding model.
+const MAX_EMBEDDED: usize = 512;
 
 /// Requests that the engine has at once; it runs fewer, and lets the rest wait.
 const AT_ONCE: usize = 256;
@@ -42,6 +47,8 @@ pub struct LocalParts {
     pub tokenizer: Tokenizer,
     /// Conversations to text.
     pub template: ChatTemplate,
+    /// How the tokens of a text become one vector.
+    pub pooling: Pooling,
     /// Tokens that end an answer besides those the engine knows.
     pub stop_token_ids: Vec<u32>,
     /// Asked between steps: whether the person wants to stop.
@@ -331,6 +338,13 @@ impl LanguageModel for Local {
             }
             Ok(done)
         })
+    }
+
+    fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+        let LocalParts { name, engine, max_length, tokenizer, pooling, interrupted, .. } = &self.parts;
+        let max_tokens = MAX_EMBEDDED.min(*max_length);
+        let embedder = LocalEmbedder { name, engine, tokenizer, pooling: *pooling, max_tokens, interrupted };
+        embedder.embed(texts, instruction)
     }
 
     fn render(&self, prompt: &Prompt) -> Result<Option<(String, Vec<u32>)>> {

@@ -17,7 +17,7 @@ use serde_json::Value;
 pub use server::{Server, ServerOptions};
 pub use show::{Show, Shown};
 
-use crate::Result;
+use crate::{EvalError, Result};
 
 /// A continuation to score. Source: `Instance.args` of `loglikelihood` requests.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -164,6 +164,13 @@ pub trait LanguageModel {
     /// Answers. `take` gets every one once.
     fn generate(&mut self, requests: &[GenerateRequest], take: Take<'_, Generation>) -> Result<()>;
 
+    /// A vector for each text, all as long. `instruction` says what the texts are for: it is read before each and not pooled.
+    ///
+    /// Errors: what answers does not embed.
+    fn embed(&mut self, _texts: &[String], _instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+        Err(EvalError::Model { model: self.name().into(), problem: "it does not embed texts".into() })
+    }
+
     /// The text and the token ids that a request becomes, for `--show`; None where only a server knows.
     fn render(&self, _request: &Prompt) -> Result<Option<(String, Vec<u32>)>> {
         Ok(None)
@@ -189,6 +196,10 @@ impl<M: LanguageModel + ?Sized> LanguageModel for &mut M {
 
     fn generate(&mut self, requests: &[GenerateRequest], take: Take<'_, Generation>) -> Result<()> {
         (**self).generate(requests, take)
+    }
+
+    fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+        (**self).embed(texts, instruction)
     }
 
     fn render(&self, request: &Prompt) -> Result<Option<(String, Vec<u32>)>> {

@@ -19,6 +19,7 @@ use super::{
     Ended, GenerateRequest, Generation, LanguageModel, LogLikelihood, LogLikelihoodRequest, Prompt, Take,
     ToolCall,
 };
+use crate::embedding::{Instructions, ServerEmbedder};
 use crate::{EvalError, Result};
 
 /// Where a server is and how it wants to be asked.
@@ -40,6 +41,8 @@ pub struct ServerOptions {
     pub max_completion_tokens: bool,
     /// Fields added to every request, over those made here; `null` removes a field (`{"temperature": null}`).
     pub extra: Map<String, Value>,
+    /// How it is told what texts to embed are for.
+    pub instructions: Instructions,
     /// The server knows no system role: what it would say is put before the first message.
     pub no_system: bool,
 }
@@ -56,6 +59,7 @@ impl ServerOptions {
             tries: 8,
             max_completion_tokens: false,
             extra: Map::new(),
+            instructions: Instructions::Field,
             no_system: false,
         }
     }
@@ -197,7 +201,10 @@ impl Server {
     /// Posts bodies to a path below the version, and gives the answers to `take`.
     pub(crate) fn ask_all(&self, path: &str, bodies: &[Value], take: Take<'_, Value>) -> Result<()> {
         let caller = &self.caller;
-        self.spread(bodies.len(), |index, stop| caller.ask(path, bodies[index].clone(), stop), take)
+        let ask = |index: usize, stop: &AtomicBool| {
+            caller.ask(path, bodies[index].clone(), stop)?.ok_or_else(|| TOO_LONG.to_owned())
+        };
+        self.spread(bodies.len(), ask, take)
     }
 
     /// Does `work` for every index on several threads, and gives the answers to `take` on this one.
@@ -266,6 +273,11 @@ impl LanguageModel for Server {
     fn generate(&mut self, requests: &[GenerateRequest], take: Take<'_, Generation>) -> Result<()> {
         let caller = &self.caller;
         self.spread(requests.len(), |index, stop| caller.generate(&requests[index], stop), take)
+    }
+
+    fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
+        let instructions = self.caller.options.instructions;
+        ServerEmbedder { server: self, instructions }.embed(texts, instruction)
     }
 }
 

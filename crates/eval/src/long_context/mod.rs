@@ -73,7 +73,10 @@ impl<M: LanguageModel + ?Sized> CountTokens for M {
 
 /// The error of a model that cut prompts from the left: what it was asked about may have been there.
 pub(crate) fn context_needed(task: &str, length: usize) -> EvalError {
-    EvalError::Needs { task: task.into(), needs: format!("a context of {} tokens: --max-context", length + 1) }
+    EvalError::Needs {
+        task: task.into(),
+        needs: format!("a context of {} tokens: --max-context", length + 1),
+    }
 }
 
 /// The largest `n` up to `most` whose measure is at most `limit`; 0 where none is. The measure must not fall with `n`. It is taken

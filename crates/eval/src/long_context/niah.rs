@@ -156,7 +156,12 @@ impl Niah {
     }
 
     /// The request, whose answer has what the prompt leaves of the length, and the prompt's tokens.
-    fn request(&self, prompt: Prompt, length: usize, model: &dyn LanguageModel) -> Result<(GenerateRequest, usize)> {
+    fn request(
+        &self,
+        prompt: Prompt,
+        length: usize,
+        model: &dyn LanguageModel,
+    ) -> Result<(GenerateRequest, usize)> {
         let tokens = model.count(&prompt)?;
         let room = length.saturating_sub(tokens).clamp(1, MAX_TOKENS[self.form as usize]);
         let request = GenerateRequest::greedy(prompt, room);
@@ -265,7 +270,9 @@ impl Task for Niah {
         let requests: Vec<GenerateRequest> = cells.iter().map(|cell| cell.request.clone()).collect();
         let answers = bench.generate(&requests)?;
         drop(requests);
-        if let Some((cell, _)) = cells.iter().zip(&answers).find(|(cell, answer)| answer.prompt_tokens < cell.tokens) {
+        if let Some((cell, _)) =
+            cells.iter().zip(&answers).find(|(cell, answer)| answer.prompt_tokens < cell.tokens)
+        {
             return Err(context_needed("niah", cell.length));
         }
         let row = |(cell, answer): (&Cell, &Generation)| {

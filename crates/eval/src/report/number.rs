@@ -86,6 +86,7 @@ fn name(reason: Invalid) -> &'static str {
         Invalid::Unparsed => "unparsed",
         Invalid::Empty => "empty",
         Invalid::Truncated => "truncated",
+        Invalid::TooLong => "too long for the context",
         Invalid::Refused => "refused",
         Invalid::Unjudged => "unjudged",
         Invalid::OutOfTime => "out of time",

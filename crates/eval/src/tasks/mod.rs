@@ -16,9 +16,10 @@ pub mod ruler;
 mod wildbench;
 
 use crate::code::plus::Dataset;
+use crate::embedding::EmbeddingTask;
 use crate::judge::functionchat::Rule;
 use crate::metrics::{self, Mean};
-use crate::{EvalError, Metric, Result, Sample, Task};
+use crate::{Metric, Result, Sample, Task};
 
 /// All tasks, in the order of the published tables' columns, base before instruct.
 pub fn all() -> Vec<Box<dyn Task>> {
@@ -80,7 +81,10 @@ pub fn find(names: &[String]) -> Result<Vec<Box<dyn Task>>> {
             continue;
         }
         let task = all().into_iter().find(|task| task.protocol().task == name);
-        found.push(task.ok_or_else(|| EvalError::UnknownTask { name: name.clone() })?);
+        found.push(match task {
+            Some(task) => task,
+            None => Box::new(EmbeddingTask::new(name)?),
+        });
     }
     Ok(found)
 }

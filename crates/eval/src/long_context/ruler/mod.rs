@@ -196,7 +196,11 @@ impl<'a> Generator<'a> {
     }
 
     /// Sample `index` with the tokens of its prompt; None where it does not fit, however small it is made.
-    pub fn sample(&self, index: usize, model: &(impl CountTokens + ?Sized)) -> Result<Option<(Question, usize)>> {
+    pub fn sample(
+        &self,
+        index: usize,
+        model: &(impl CountTokens + ?Sized),
+    ) -> Result<Option<(Question, usize)>> {
         let (least, _) = self.bounds();
         let mut size = self.size;
         loop {

@@ -79,7 +79,12 @@ fn samples_fit_and_hold_their_answers() {
 fn answers_are_right() {
     let materials = Materials::new(None, 4096, None, None);
     let question = |kind| {
-        Generator::new((kind, 4096), false, &materials, &Pieces).unwrap().sample(3, &Pieces).unwrap().unwrap().0
+        Generator::new((kind, 4096), false, &materials, &Pieces)
+            .unwrap()
+            .sample(3, &Pieces)
+            .unwrap()
+            .unwrap()
+            .0
     };
 
     let asked = question(Kind::VariableTracking);

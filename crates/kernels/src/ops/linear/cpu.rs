@@ -129,7 +129,6 @@ fn in_stretches(machine: Machine<'_>, x: &Tensor, format: Format) -> Result<Tens
             }
         }
     });
-    drop(all);
     Ok(laid_out)
 }
 
