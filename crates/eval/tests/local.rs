@@ -29,7 +29,7 @@ fn transformer() -> (Transformer, Arc<Cpu>) {
     let format = config.quantization.unwrap_or(Format::F32);
     let options = LoadOptions { format, max_positions: CONTEXT };
     let model =
-        Transformer::load(&Checkpoint::open(&folder()).unwrap(), &config, &*kernels, &options).unwrap();
+        Transformer::load(&Checkpoint::open(folder()).unwrap(), &config, &*kernels, &options).unwrap();
     (model.with_kv_format(KvFormat::F32), kernels)
 }
 

@@ -100,7 +100,7 @@ pub fn run(args: &NiahArgs) -> Result<ExitCode> {
         let message = "lengths are counted in the model's tokens, which a server does not tell";
         return Err(failure(message, "give the model with --model"));
     }
-    for file in args.haystack.iter().filter(|file| !file.is_file()) {
+    if let Some(file) = args.haystack.iter().find(|file| !file.is_file()) {
         let hint = "--haystack takes text files; without it, sentences are generated";
         return Err(failure(format_args!("{}: no such file", file.display()), hint));
     }

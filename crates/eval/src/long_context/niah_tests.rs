@@ -11,7 +11,7 @@ fn text_of(prompt: &Prompt) -> String {
     match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Chat { messages, .. } => {
-            messages.iter().map(|message| message.text().unwrap_or_default() + "\n").collect()
+            messages.iter().map(|message| format!("{}\n", message.text().unwrap_or_default())).collect()
         }
     }
 }

@@ -119,7 +119,9 @@ fn what_is_no_report_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.json");
     let check = |text: Option<&str>, expected: &str| {
-        text.map(|text| std::fs::write(&path, text).unwrap());
+        if let Some(text) = text {
+            std::fs::write(&path, text).unwrap();
+        }
         let error = Entry::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("report.json") && error.contains(expected), "{error}");
     };
