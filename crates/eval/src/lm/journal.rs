@@ -132,6 +132,9 @@ impl Usage {
     }
 }
 
+/// Texts between two notes of progress.
+const EMBEDDED_AT_ONCE: usize = 64;
+
 /// Told after every answer: how many of this call's requests are answered, of how many.
 pub type Progress<'a> = Box<dyn FnMut(usize, usize) + 'a>;
 
@@ -266,7 +269,14 @@ impl LanguageModel for Journaled<'_> {
     /// Vectors are not kept: they are many numbers, and made again in less time than they take to read.
     fn embed(&mut self, texts: &[String], instruction: Option<&str>) -> Result<Vec<Vec<f32>>> {
         match &mut self.inner {
-            Some(inner) => inner.embed(texts, instruction),
+            Some(inner) => {
+                let mut vectors = Vec::with_capacity(texts.len());
+                for part in texts.chunks(EMBEDDED_AT_ONCE) {
+                    vectors.extend(inner.embed(part, instruction)?);
+                    (self.progress)(vectors.len(), texts.len());
+                }
+                Ok(vectors)
+            }
             None => Err(EvalError::Journal {
                 path: self.journal.path.clone(),
                 problem: "vectors are not kept: run without --replay".into(),
