@@ -144,7 +144,7 @@ pub(super) mod tests {
         );
         assert_eq!(
             Haystack::new(["A b.", " C."].map(str::to_owned).into_iter().cycle(), 7, &Words).unwrap().len(),
-            6
+            5
         );
     }
 }

@@ -245,7 +245,7 @@ mod tests {
         check("a sandwich", false, 2.0 / 12.0);
         let needle = Needle::classic(Language::Ko);
         assert!(needle.is_contained("답: 맑은 날 한강 공원에 앉아 김밥을 먹는 것이다."));
-        assert_eq!(needle.recall("한강 공원에 앉아"), 3.0 / 7.0);
+        assert_eq!(needle.recall("한강 공원에 앉아"), 3.0 / 8.0);
     }
 
     #[test]

@@ -138,7 +138,7 @@ fn haystacks_of_files() {
     let error = Niah { haystack: vec![file], ..niah(Form::Retrieval, &[200]) }.run(&mut bench).unwrap_err();
     assert!(error.to_string().contains("empty file"), "{error}");
     let error = niah(Form::Retrieval, &[30]).run(&mut bench).unwrap_err().to_string();
-    assert_eq!(error, "niah: a length of 30 tokens is too short: at least 50 are needed");
+    assert_eq!(error, "niah: a length of 30 tokens is too short: at least 52 are needed");
 }
 
 #[test]
