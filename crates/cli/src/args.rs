@@ -8,8 +8,8 @@ use kanana_kernels::{Format, KvFormat};
 use kanana_tensor::DType;
 
 use crate::commands::{
-    bench, chat, completions, convert, data, eval, generate, inspect, niah, plot, pull, quantize, score,
-    serve, tokenize, train,
+    bench, chat, completions, convert, data, eval, generate, inspect, niah, plot, pull, quantize, report,
+    score, serve, tokenize, train,
 };
 
 /// Runs the Kanana family of language models on this machine.
@@ -43,6 +43,7 @@ pub enum Command {
     Tokenize(tokenize::TokenizeArgs),
     Pull(pull::PullArgs),
     Bench(bench::BenchArgs),
+    Report(report::ReportArgs),
     Eval(Box<eval::EvalArgs>),
     Perplexity(score::PerplexityArgs),
     Compare(score::CompareArgs),

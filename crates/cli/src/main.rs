@@ -30,8 +30,8 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 use commands::serve::LogFormat;
 use commands::{
-    bench, chat, completions, convert, data, eval, generate, inspect, niah, plot, pull, quantize, score,
-    serve, tokenize, train,
+    bench, chat, completions, convert, data, eval, generate, inspect, niah, plot, pull, quantize, report,
+    score, serve, tokenize, train,
 };
 
 fn main() -> ExitCode {
@@ -59,6 +59,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Train(args) => return train::run(args),
         Command::Niah(args) => return niah::run(args),
         Command::Plot(args) => plot::run(args)?,
+        Command::Report(args) => report::run(args)?,
         Command::Data(args) => data::run(args)?,
         Command::Serve(args) => serve::run(args)?,
         Command::Tokenizer(args) => data::run_tokenizer(args)?,

@@ -1,7 +1,8 @@
 //! From tasks to a folder with answers, samples and a report.
 //!
 //! The folder: `journal/model.jsonl` and `journal/judge.jsonl` (every answer, so that a run that was killed goes on where it
-//! was), `samples/TASK.jsonl` (what became of every question), `report.json`.
+//! was), `samples/TASK.jsonl` (what became of every question), `report.json`, and the same for people as
+//! `report.md` and `report.html`.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::time::Instant;
 
 use crate::error::io;
 use crate::lm::{Journal, Journaled, LanguageModel, Usage};
-use crate::report::{Run, TaskReport};
+use crate::report::{self, Run, TaskReport};
 use crate::sandbox::Sandbox;
 use crate::{Bench, EvalError, Outcome, Protocol, Result, Source, Task};
 
@@ -159,10 +160,10 @@ pub fn run(plan: Plan<'_>, about: &About, on: &mut dyn FnMut(Event<'_>)) -> Resu
         on.borrow_mut()(Event::Done(&report));
         run.tasks.push(report);
         run.data = source.manifest();
-        write_whole(
-            &out.join("report.json"),
-            &serde_json::to_vec_pretty(&run).expect("a plain value: this is a bug"),
-        )?;
+        let json = serde_json::to_vec_pretty(&run).expect("a plain value: this is a bug");
+        write_whole(&out.join("report.json"), &json)?;
+        write_whole(&out.join("report.md"), report::markdown(&run).as_bytes())?;
+        write_whole(&out.join("report.html"), report::html(&run).as_bytes())?;
     }
     Ok(run)
 }

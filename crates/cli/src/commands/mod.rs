@@ -12,6 +12,7 @@ pub mod niah;
 pub mod plot;
 pub mod pull;
 pub mod quantize;
+pub mod report;
 pub mod score;
 pub mod serve;
 pub mod tokenize;

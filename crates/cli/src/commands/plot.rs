@@ -95,38 +95,36 @@ pub fn run(args: &PlotArgs) -> Result<()> {
         }
     }
     let chart = LineChart { title: args.title.clone(), x_label: x_label.to_owned(), panels };
-    let svg = chart.svg();
-    let extension = args.out.extension().and_then(|extension| extension.to_str());
+    save(&chart.svg(), &args.out)?.iter().try_for_each(|path| output::println(path.display()))
+}
+
+/// Writes a chart to a file that ends in .png or .svg, or to both. Returns where.
+pub fn save(svg: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    let extension = out.extension().and_then(|extension| extension.to_str());
+    let mut written = Vec::new();
     if extension != Some("png") {
-        write(
-            &if extension == Some("svg") { args.out.clone() } else { with(&args.out, "svg") },
-            svg.as_bytes(),
-        )?;
+        let path = if extension == Some("svg") { out.to_owned() } else { with(out, "svg") };
+        std::fs::write(&path, svg).with_context(|| path.display().to_string())?;
+        written.push(path);
     }
     if extension != Some("svg") {
-        let picture = png(&svg, 2.0)?;
+        let picture = png(svg, 2.0)?;
         if !picture.has_hangul && svg.chars().any(|c| ('가'..='힣').contains(&c)) {
             output::note(
                 "no font of this machine has Hangul: install one (fonts-nanum, say), or take the SVG",
             );
         }
-        write(
-            &if extension == Some("png") { args.out.clone() } else { with(&args.out, "png") },
-            &picture.bytes,
-        )?;
+        let path = if extension == Some("png") { out.to_owned() } else { with(out, "png") };
+        std::fs::write(&path, picture.bytes).with_context(|| path.display().to_string())?;
+        written.push(path);
     }
-    Ok(())
+    Ok(written)
 }
 
 fn with(path: &Path, extension: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{extension}"));
     name.into()
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).with_context(|| path.display().to_string())?;
-    output::println(path.display())
 }
 
 fn read(path: &Path) -> Result<Run> {
