@@ -2,8 +2,8 @@
 //!
 //! A block of rows of `x` that fits in the second-level cache meets every panel; within, `R` rows by `P` panels are
 //! summed in registers. One row takes four panels at once and streams the weights; many rows take one panel and use it
-//! from the cache: whole where there are many registers, else in [stretches](super::stretches). The sums of an output are
-//! the same in every case, so the bits do not depend on the case.
+//! from the cache, with few registers in [stretches](super::stretches) where it is bf16. The sums of an output are the same
+//! in every case, so the bits do not depend on the case.
 
 use kanana_tensor::{DType, Element, Tensor, bf16};
 
@@ -47,9 +47,9 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     if tokens == 0 {
         return Ok(outputs);
     }
-    let stretched = stretches::pay(machine.isa, tokens);
+    let stretched = format == Format::BF16 && stretches::pay(machine.isa, tokens);
     let laid_out = match format {
-        _ if stretched => Some(in_stretches(machine, x, format)?),
+        _ if stretched => Some(rounded_in_stretches(machine, x)?),
         Format::BF16 => Some(rounded_to_bf16(machine, x)?),
         _ => None,
     };
@@ -69,7 +69,7 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
         true => stretches::TASK_ROWS,
         false => (CACHED_ROWS / row_bytes).clamp(12, 240) / 12 * 12,
     };
-    let panels = if tokens == 1 { 8 } else { 4 };
+    let panels = if tokens == 1 || stretched { 8 } else { 4 };
     let sizes = Sizes { rows: rows_per_block, row_step: 12, panels, panel_step: 1 };
     let widths: Vec<usize> = weights.iter().map(|w| w.out_features).collect();
     let shares = share_out(machine.threads.count(), tokens, &widths, sizes);
@@ -108,28 +108,23 @@ fn rounded_to_bf16(machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
     Ok(rounded)
 }
 
-/// `x` as [`Product::x`] has it in stretches of [`DEPTH`] inputs: beside bf16 weights rounded as above.
+/// The same as [`Product::x`] has it in stretches of [`DEPTH`] inputs.
 #[allow(unsafe_code)]
-fn in_stretches(machine: Machine<'_>, x: &Tensor, format: Format) -> Result<Tensor> {
-    let (rows, inputs) = (x.rows(), x.row_len());
-    let width = if format == Format::BF16 { inputs.next_multiple_of(TILE_K) } else { inputs };
+fn rounded_in_stretches(machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
+    let (rows, inputs, padded) = (x.rows(), x.row_len(), x.row_len().next_multiple_of(TILE_K));
     let values = check::slice::<f32>("linear", x)?;
-    let mut laid_out = machine.pool.tensor(&[rows, width], DType::F32);
-    let all = SharedMut::new(check::slice_mut::<f32>("linear", &mut laid_out)?);
+    let mut rounded = machine.pool.tensor(&[rows, padded], DType::F32);
+    let all = SharedMut::new(check::slice_mut::<f32>("linear", &mut rounded)?);
     machine.threads.run(rows, &|row| {
         let from = &values[row * inputs..][..inputs];
-        for start in (0..width).step_by(DEPTH) {
-            let depth = DEPTH.min(width - start);
+        for start in (0..padded).step_by(DEPTH) {
+            let depth = DEPTH.min(padded - start);
             // SAFETY: each row belongs to one task.
             let to = unsafe { all.range(start * rows + row * depth, depth) };
-            let from = &from[start..inputs.min(start + depth)];
-            match format {
-                Format::BF16 => dispatch(machine.isa, Round { from, to }),
-                _ => to.copy_from_slice(from),
-            }
+            dispatch(machine.isa, Round { from: &from[start..inputs.min(start + depth)], to });
         }
     });
-    Ok(laid_out)
+    Ok(rounded)
 }
 
 struct Round<'a> {
@@ -264,6 +259,8 @@ impl<E: Element> Rectangle<'_, E> {
             }
             match L::MANY_REGISTERS {
                 true => self.walk::<L, W, 12, 4>(to, add),
+                // Whole panels of f32 need no copy, and sums that start from nothing are not read.
+                false if W::IN_F32 && !add => self.walk::<L, W, 6, 3>(to, add),
                 false => self.multiply_in_stretches::<L, W>(to, add),
             }
         }
@@ -348,6 +345,9 @@ pub(crate) trait Panels {
         w: [&[Self::Element]; P],
     ) -> [[L; P]; R];
 
+    /// Whether the weights are in f32.
+    const IN_F32: bool;
+
     /// The weights of a stretch of a panel in f32, where they lie or in `room`.
     fn widened<'a, L: Lanes>(w: &'a [Self::Element], room: &'a mut Room) -> &'a [f32];
 
@@ -379,6 +379,8 @@ impl Panels for F32Panels {
         }
         sums
     }
+
+    const IN_F32: bool = true;
 
     #[inline(always)]
     fn widened<'a, L: Lanes>(w: &'a [f32], _: &'a mut Room) -> &'a [f32] {
@@ -427,6 +429,8 @@ impl Panels for Bf16Tiles {
         }
         sums
     }
+
+    const IN_F32: bool = false;
 
     #[inline(always)]
     fn widened<'a, L: Lanes>(w: &'a [bf16], room: &'a mut Room) -> &'a [f32] {

@@ -8,6 +8,8 @@
 //! other vectors, and sums of a group are the same integers.
 //!
 //! A group of a panel is laid out once, in the first-level cache, for all rows of a task.
+//!
+//! What is called for each product is `inline(always)`, and takes no closure: a call there costs more than the product.
 
 #![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop)] // Registers are named by row and half.
@@ -34,8 +36,8 @@ const SUB_QUADS: usize = SUB / 4;
 /// Sub-groups of a step.
 const STEP_SUBS: usize = STEP / SUB;
 
-/// Inputs of a step of a row, sub-group by sub-group.
-type StepInputs = [[[i8; 4]; SUB_QUADS]; STEP_SUBS];
+/// Signed inputs of a step of a row, sub-group by sub-group.
+type StepInputs = [[[u8; 4]; SUB_QUADS]; STEP_SUBS];
 /// The sums of sixteen outputs.
 type Ints = <Avx2 as Integers>::Ints;
 
@@ -125,7 +127,8 @@ impl Outputs<'_> {
         let inputs = self.product.inputs;
         let mut steps: [&[StepInputs]; R] = [&[]; R];
         for r in 0..R {
-            let quads = inputs.tiles(row + r, inputs.steps_of(self.g)).as_chunks::<4>().0;
+            let bytes: &[u8] = bytemuck::cast_slice(inputs.tiles(row + r, inputs.steps_of(self.g)));
+            let quads = bytes.as_chunks::<4>().0;
             steps[r] = quads.as_chunks::<SUB_QUADS>().0.as_chunks::<STEP_SUBS>().0;
         }
         steps
@@ -307,24 +310,28 @@ fn sums_of_stored_nibbles(stored: Stored<'_>, inputs: &[StepInputs], offsets: &[
 }
 
 /// Adds products of codes and a quad in 16 bits.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn add_products(sums: Ints, codes: Ints, quad: [i8; 4]) -> Ints {
+#[inline(always)]
+fn add_products(sums: Ints, codes: Ints, quad: [u8; 4]) -> Ints {
     let x = splat_quad(quad);
-    [
-        _mm256_add_epi16(sums[0], _mm256_maddubs_epi16(codes[0], x)),
-        _mm256_add_epi16(sums[1], _mm256_maddubs_epi16(codes[1], x)),
-    ]
+    // SAFETY: called with AVX2 only, as all of this file.
+    unsafe {
+        [
+            _mm256_add_epi16(sums[0], _mm256_maddubs_epi16(codes[0], x)),
+            _mm256_add_epi16(sums[1], _mm256_maddubs_epi16(codes[1], x)),
+        ]
+    }
 }
 
 /// Adds sums in 16 bits times their factors.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 fn add_widened(totals: Ints, sums: Ints, factors: Ints) -> Ints {
-    [
-        _mm256_add_epi32(totals[0], _mm256_madd_epi16(sums[0], factors[0])),
-        _mm256_add_epi32(totals[1], _mm256_madd_epi16(sums[1], factors[1])),
-    ]
+    // SAFETY: called with AVX2 only, as all of this file.
+    unsafe {
+        [
+            _mm256_add_epi32(totals[0], _mm256_madd_epi16(sums[0], factors[0])),
+            _mm256_add_epi32(totals[1], _mm256_madd_epi16(sums[1], factors[1])),
+        ]
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -353,17 +360,16 @@ fn sums_of_bytes<const R: usize>(stored: Stored<'_>, inputs: [&[StepInputs]; R])
     totals
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn splat_quad(quad: [i8; 4]) -> __m256i {
-    _mm256_set1_epi32(i32::from_ne_bytes(quad.map(|x| x as u8)))
+#[inline(always)]
+fn splat_quad(quad: [u8; 4]) -> __m256i {
+    // SAFETY: called with AVX2 only, as all of this file.
+    unsafe { _mm256_set1_epi32(i32::from_ne_bytes(quad)) }
 }
 
 /// Stores eight numbers as the first or the second eight.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
+#[inline(always)]
 fn store_half(x: __m256i, to: &mut [i32; LANES], half: usize) {
     let to = &mut to.as_chunks_mut::<8>().0[half];
-    // SAFETY: the reference is to the 32 bytes that are written.
+    // SAFETY: called with AVX2 only, as all of this file; the reference is to the 32 bytes that are written.
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
 }

@@ -2,7 +2,8 @@
 //!
 //! One or two rows read the codes as they are stored and multiply the sums of sub-groups by their factors: what is read is
 //! what costs. More rows expand the codes of some panels over a group to 8 bits once, in the first-level cache, and
-//! multiply them by `R` rows at a time, on vectors or on the 8-bit matrix unit. All sums within a group are exact
+//! multiply them by `R` rows at a time, on vectors or on the 8-bit matrix unit. AVX2 has a way of its own
+//! (`quant_avx2.rs`). All sums within a group are exact
 //! integers, and all ways scale them by the same rounded operations in the same order: a row has the same bits on each.
 
 #![allow(clippy::needless_range_loop)] // Registers are named by row and panel.

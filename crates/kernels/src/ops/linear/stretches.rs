@@ -23,7 +23,8 @@ const ROWS: usize = 6;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Whether it pays to lay the inputs of so many rows out in stretches, as [`Rectangle::multiply`] reads them.
+/// Whether it pays to lay the rounded inputs of so many rows out in stretches, as [`Rectangle::multiply`] reads them. (A
+/// copy of f32 inputs for this alone does not pay.)
 pub(crate) fn pay(isa: Isa, rows: usize) -> bool {
     isa < Isa::Avx512 && rows >= LAID_OUT_ROWS
 }

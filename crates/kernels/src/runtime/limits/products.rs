@@ -174,8 +174,8 @@ fn byte_pairs<const LOADS: bool>(products: usize) {
     // SAFETY: the reference is to the 32 bytes that are read.
     let load = |x: &[u8; BYTES / 2]| -> __m256i { unsafe { _mm256_loadu_si256(x.as_ptr().cast()) } };
     let mut in_registers = [_mm256_setzero_si256(); CHAINS];
-    for (register, held) in in_registers.iter_mut().zip(&held.0) {
-        *register = load(held);
+    for (x, held) in in_registers.iter_mut().zip(&held.0) {
+        *x = load(held);
     }
     let mut sums = [_mm256_setzero_si256(); CHAINS];
     for _ in 0..2 * products / HELD {
