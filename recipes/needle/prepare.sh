@@ -6,11 +6,11 @@ set -eu
 work=$1 kanana=${2:-kanana}
 here=$(dirname "$0")
 mkdir -p "$work/shards"
-documents() { # name, documents, least and most sentences, seed
-  cargo run --quiet -p kanana-eval --example needle_documents -- en "$2" "$3" "$4" "$5" > "$work/$1.jsonl"
+documents() { # name, documents, least and most sentences, needles at most, seed
+  cargo run --quiet -p kanana-eval --example needle_documents -- en "$2" "$3" "$4" "$5" "$6" > "$work/$1.jsonl"
 }
-documents short 16000 0 2 1
-documents long 8000 2 20 2
+documents short 16000 0 3 1 1
+documents long 8000 3 22 1 2
 "$kanana" tokenizer train --vocab-size 1024 --input "$work/short.jsonl" "$work/long.jsonl" --out "$work/tokenizer" \
   --chat-template "$here/../pico/chat_template.jinja"
 for name in short long; do

@@ -1,6 +1,6 @@
 //! Documents that hide needles and tell them again at the end, to train a very small model to look back:
-//! `cargo run -p kanana-eval --example needle_documents -- en|ko DOCUMENTS LEAST MOST [SEED] > documents.jsonl`.
-//! LEAST and MOST are sentences of a haystack. recipes/needle trains on them.
+//! `cargo run -p kanana-eval --example needle_documents -- en|ko DOCUMENTS LEAST MOST NEEDLES [SEED] > documents.jsonl`.
+//! LEAST and MOST are sentences of a haystack, NEEDLES what it has of them at most. recipes/needle trains on them.
 
 use std::io::{BufWriter, Write};
 
@@ -9,13 +9,13 @@ use kanana_eval::random::PythonRandom;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "expected en|ko DOCUMENTS LEAST MOST [SEED]";
+    let usage = "expected en|ko DOCUMENTS LEAST MOST NEEDLES [SEED]";
     let (language, numbers) = arguments.split_first().ok_or(usage)?;
     let language: Language = language.parse()?;
     let numbers: Vec<u64> = numbers.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-    let (documents, least, most, seed) = match numbers[..] {
-        [documents, least, most] => (documents, least, most, 1),
-        [documents, least, most, seed] => (documents, least, most, seed),
+    let ([documents, least, most, needles_at_most], seed) = match numbers[..] {
+        [a, b, c, d] => ([a, b, c, d], 1),
+        [a, b, c, d, seed] => ([a, b, c, d], seed),
         _ => return Err(usage.into()),
     };
     let mut random = PythonRandom::new(seed);
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let count = random.randint(least as i64, most as i64) as usize;
         let mut parts: Vec<String> = sentences.by_ref().take(count).collect();
         let mut needles: Vec<Needle> = Vec::new();
-        for _ in 0..random.randint(1, 4) {
+        for _ in 0..random.randint(1, needles_at_most as i64) {
             let needle = Needle::drawn(language, &mut random, &needles);
             let place = random.randbelow(parts.len() as u64 + 1) as usize;
             parts.insert(place, format!("\n{}\n", needle.sentence()));
