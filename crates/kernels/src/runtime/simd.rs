@@ -144,6 +144,8 @@ pub(crate) fn to_bf16(x: f32) -> bf16 {
 
 /// Sixteen f32 values.
 pub(crate) trait Lanes: Integers {
+    /// Vectors of sixteen that the processor's registers hold at once.
+    const HELD: usize = 32;
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);
@@ -497,6 +499,7 @@ fn sum_of_eight(x: __m256) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for Avx2 {
+    const HELD: usize = 8;
     #[inline(always)]
     fn splat(x: f32) -> Self {
         unsafe { Avx2(_mm256_set1_ps(x), _mm256_set1_ps(x)) }

@@ -2,14 +2,12 @@
 //!
 //! A block of rows of `x` that fits in the second-level cache meets every panel; within, `R` rows by `P` panels are
 //! summed in registers. One row takes four panels at once and streams the weights; many rows take one panel and use it
-//! from the cache, with few registers in [stretches](super::stretches) where it is bf16. The sums of an output are the same
-//! in every case, so the bits do not depend on the case.
+//! from the cache. The sums of an output are the same in every case, so the bits do not depend on the case.
 
 use kanana_tensor::{DType, Element, Tensor, bf16};
 
 use super::pack::{PANEL, TILE_K, panel_len};
 use super::shares::{Share, Sizes, share_out};
-use super::stretches::{self, DEPTH, Room, Stretch};
 use super::{Format, Layout, Weight, check_linear};
 use crate::Result;
 use crate::ops::check;
@@ -47,29 +45,20 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     if tokens == 0 {
         return Ok(outputs);
     }
-    let stretched = format == Format::BF16 && stretches::pay(machine.isa, tokens);
-    let laid_out = match format {
-        _ if stretched => Some(rounded_in_stretches(machine, x)?),
-        Format::BF16 => Some(rounded_to_bf16(machine, x)?),
-        _ => None,
-    };
-    let x = laid_out.as_ref().unwrap_or(x);
+    let rounded = if format == Format::BF16 { Some(rounded_to_bf16(machine, x)?) } else { None };
+    let x = rounded.as_ref().unwrap_or(x);
     let mut products = Vec::with_capacity(weights.len());
     for (w, y) in weights.iter().zip(&mut outputs) {
         products.push(Product {
             x: check::slice::<f32>("linear", x)?,
-            width: x.row_len(),
-            depth: if stretched { DEPTH.min(x.row_len()) } else { x.row_len() },
+            x_stride: x.row_len(),
             w,
             y: SharedMut::new(check::slice_mut::<f32>("linear", y)?),
         });
     }
     let row_bytes = x.row_len().max(1) * size_of::<f32>();
-    let rows_per_block = match stretched {
-        true => stretches::TASK_ROWS,
-        false => (CACHED_ROWS / row_bytes).clamp(12, 240) / 12 * 12,
-    };
-    let panels = if tokens == 1 || stretched { 8 } else { 4 };
+    let rows_per_block = (CACHED_ROWS / row_bytes).clamp(12, 240) / 12 * 12;
+    let panels = if tokens == 1 { 8 } else { 4 };
     let sizes = Sizes { rows: rows_per_block, row_step: 12, panels, panel_step: 1 };
     let widths: Vec<usize> = weights.iter().map(|w| w.out_features).collect();
     let shares = share_out(machine.threads.count(), tokens, &widths, sizes);
@@ -108,25 +97,6 @@ fn rounded_to_bf16(machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
     Ok(rounded)
 }
 
-/// The same as [`Product::x`] has it in stretches of [`DEPTH`] inputs.
-#[allow(unsafe_code)]
-fn rounded_in_stretches(machine: Machine<'_>, x: &Tensor) -> Result<Tensor> {
-    let (rows, inputs, padded) = (x.rows(), x.row_len(), x.row_len().next_multiple_of(TILE_K));
-    let values = check::slice::<f32>("linear", x)?;
-    let mut rounded = machine.pool.tensor(&[rows, padded], DType::F32);
-    let all = SharedMut::new(check::slice_mut::<f32>("linear", &mut rounded)?);
-    machine.threads.run(rows, &|row| {
-        let from = &values[row * inputs..][..inputs];
-        for start in (0..padded).step_by(DEPTH) {
-            let depth = DEPTH.min(padded - start);
-            // SAFETY: each row belongs to one task.
-            let to = unsafe { all.range(start * rows + row * depth, depth) };
-            dispatch(machine.isa, Round { from: &from[start..inputs.min(start + depth)], to });
-        }
-    });
-    Ok(rounded)
-}
-
 struct Round<'a> {
     from: &'a [f32],
     to: &'a mut [f32],
@@ -146,11 +116,8 @@ impl Kernel for Round<'_> {
 }
 
 struct Product<'a> {
-    x: &'a [f32], // [K/depth][T][depth], the last stretch maybe shorter
-    /// K, padded.
-    width: usize,
-    /// K, or the inputs of a stretch.
-    depth: usize,
+    x: &'a [f32],
+    x_stride: usize,
     w: &'a Weight,
     y: SharedMut<'a, f32>,
 }
@@ -177,37 +144,26 @@ impl Block<'_> {
     #[inline(always)]
     #[allow(unsafe_code)]
     fn multiply<L: Lanes, W: Panels>(&self) {
-        let Product { x, width, depth, w, y } = self.product;
+        let Product { x, x_stride, w, y } = self.product;
         let w_stride = panel_len(w.in_features, W::Element::DTYPE);
         let Ok(weights) = w.data.as_slice::<W::Element>() else {
             unreachable!("packed weights are in host memory: this is a bug")
+        };
+        let rectangle = Rectangle {
+            x: &x[self.rows.start * x_stride..],
+            x_stride: *x_stride,
+            inputs: *x_stride,
+            rows: self.rows.len(),
+            w: &weights[self.panels.start * w_stride..],
+            w_stride,
+            panels: self.panels.len(),
         };
         let first = self.panels.start * PANEL;
         let outputs = (self.panels.len() * PANEL).min(w.out_features - first);
         let start = self.rows.start * w.out_features + first;
         let to = Target { y, start, stride: w.out_features, outputs };
-        let tokens = x.len() / (*width).max(1);
-        let mut start = 0;
-        loop {
-            let depth = (*depth).min(width - start);
-            let rectangle = Rectangle {
-                x: &x[start * tokens + self.rows.start * depth..],
-                x_stride: depth,
-                inputs: depth,
-                rows: self.rows.len(),
-                w: &weights[self.panels.start * w_stride + start * PANEL..],
-                w_stride,
-                panels: self.panels.len(),
-            };
-            // Known to be the first where there are many registers.
-            let add = !L::MANY_REGISTERS && start > 0;
-            // SAFETY: each (row, panel) belongs to one task.
-            unsafe { rectangle.multiply::<L, W>(&to, add) };
-            start += depth;
-            if start >= *width {
-                return;
-            }
-        }
+        // SAFETY: each (row, panel) belongs to one task.
+        unsafe { rectangle.multiply::<L, W>(&to, false) };
     }
 }
 
@@ -231,7 +187,7 @@ pub(crate) struct Rectangle<'a, E> {
     pub(crate) panels: usize,
 }
 
-impl<E: Element> Rectangle<'_, E> {
+impl<E> Rectangle<'_, E> {
     /// Writes the sums, or adds to what is there.
     ///
     /// # Safety
@@ -257,11 +213,11 @@ impl<E: Element> Rectangle<'_, E> {
                 }
                 return;
             }
-            match L::MANY_REGISTERS {
-                true => self.walk::<L, W, 12, 4>(to, add),
-                // Whole panels of f32 need no copy, and sums that start from nothing are not read.
-                false if W::IN_F32 && !add => self.walk::<L, W, 6, 3>(to, add),
-                false => self.multiply_in_stretches::<L, W>(to, add),
+            // As many rows as leave room for the weights and an input in the registers.
+            match L::HELD / W::SUMS {
+                8 => self.walk::<L, W, 6, 3>(to, add),
+                4 => self.walk::<L, W, 3, 2>(to, add),
+                _ => self.walk::<L, W, 12, 4>(to, add),
             }
         }
     }
@@ -339,26 +295,20 @@ impl<E: Element> Rectangle<'_, E> {
 /// How one dtype's panels are summed: `R` rows by `P` panels at once, onto what was summed before.
 pub(crate) trait Panels {
     type Element: Element;
+    /// Sums that run at once for each output.
+    const SUMS: usize;
     fn sums<L: Lanes, const R: usize, const P: usize>(
         sums: [[L; P]; R],
         x: [&[f32]; R],
         w: [&[Self::Element]; P],
     ) -> [[L; P]; R];
-
-    /// Whether the weights are in f32.
-    const IN_F32: bool;
-
-    /// The weights of a stretch of a panel in f32, where they lie or in `room`.
-    fn widened<'a, L: Lanes>(w: &'a [Self::Element], room: &'a mut Room) -> &'a [f32];
-
-    /// The same sums of one panel, of widened weights.
-    fn sums_widened<L: Lanes, const R: usize>(sums: [L; R], x: [&[f32]; R], w: Stretch<'_>) -> [L; R];
 }
 
 pub(crate) struct F32Panels;
 
 impl Panels for F32Panels {
     type Element = f32;
+    const SUMS: usize = 1;
 
     /// In the order of k.
     #[inline(always)]
@@ -379,24 +329,13 @@ impl Panels for F32Panels {
         }
         sums
     }
-
-    const IN_F32: bool = true;
-
-    #[inline(always)]
-    fn widened<'a, L: Lanes>(w: &'a [f32], _: &'a mut Room) -> &'a [f32] {
-        w
-    }
-
-    #[inline(always)]
-    fn sums_widened<L: Lanes, const R: usize>(sums: [L; R], x: [&[f32]; R], w: Stretch<'_>) -> [L; R] {
-        stretches::sums_in_order(sums, x, w)
-    }
 }
 
 pub(crate) struct Bf16Tiles;
 
 impl Panels for Bf16Tiles {
     type Element = bf16;
+    const SUMS: usize = 2;
 
     /// Over each tile of 32 k, even and odd products apart, then their sum onto the accumulator.
     #[inline(always)]
@@ -428,17 +367,5 @@ impl Panels for Bf16Tiles {
             }
         }
         sums
-    }
-
-    const IN_F32: bool = false;
-
-    #[inline(always)]
-    fn widened<'a, L: Lanes>(w: &'a [bf16], room: &'a mut Room) -> &'a [f32] {
-        stretches::widened_tiles::<L>(w, room)
-    }
-
-    #[inline(always)]
-    fn sums_widened<L: Lanes, const R: usize>(sums: [L; R], x: [&[f32]; R], w: Stretch<'_>) -> [L; R] {
-        stretches::sums_of_tiles(sums, x, w)
     }
 }

@@ -12,12 +12,9 @@ pub(crate) mod packed;
 pub(crate) mod quant;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod quant_amx;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod quant_avx2;
 pub(crate) mod quant_cpu;
 pub(crate) mod reference;
 pub(crate) mod shares;
-pub(crate) mod stretches;
 
 pub(crate) use backward::backward_weight;
 use kanana_tensor::{Identity, Tensor};

@@ -2,8 +2,7 @@
 //!
 //! One or two rows read the codes as they are stored and multiply the sums of sub-groups by their factors: what is read is
 //! what costs. More rows expand the codes of some panels over a group to 8 bits once, in the first-level cache, and
-//! multiply them by `R` rows at a time, on vectors or on the 8-bit matrix unit. AVX2 has a way of its own
-//! (`quant_avx2.rs`). All sums within a group are exact
+//! multiply them by `R` rows at a time, on vectors or on the 8-bit matrix unit. All sums within a group are exact
 //! integers, and all ways scale them by the same rounded operations in the same order: a row has the same bits on each.
 
 #![allow(clippy::needless_range_loop)] // Registers are named by row and panel.
@@ -18,8 +17,6 @@ use super::quant::{
 };
 #[cfg(target_arch = "x86_64")]
 use super::quant_amx::OnMatrixUnit;
-#[cfg(target_arch = "x86_64")]
-use super::quant_avx2;
 use super::shares::{Share, Sizes, share_out};
 use super::{Format, Weight};
 use crate::Result;
@@ -185,21 +182,15 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
     let panels = if tokens == 1 { 2 * PANELS } else { PANELS };
     // The matrix unit takes panels in pairs.
     let panel_step = if on_matrix_unit { 2 } else { 1 };
-    #[cfg(target_arch = "x86_64")]
-    let most = if machine.isa == Isa::Avx2 { quant_avx2::ROWS } else { ROWS };
-    #[cfg(not(target_arch = "x86_64"))]
-    let most = ROWS;
-    let sizes = Sizes { rows: most, row_step: 2 * TILE_ROWS, panels, panel_step };
+    let sizes = Sizes { rows: ROWS, row_step: 2 * TILE_ROWS, panels, panel_step };
     let widths: Vec<usize> = weights.iter().map(|w| w.out_features).collect();
     let shares = share_out(machine.threads.count(), tokens, &widths, sizes);
     machine.threads.run(shares.len(), &|i| {
         let Share { product, rows, panels } = &shares[i];
         let block = Block { product: &products[*product], rows: rows.clone(), panels: panels.clone() };
         #[cfg(target_arch = "x86_64")]
-        match machine.isa {
-            _ if on_matrix_unit => return dispatch(machine.isa, OnMatrixUnit(&block)),
-            Isa::Avx2 => return quant_avx2::multiply(&block),
-            _ => {}
+        if on_matrix_unit {
+            return dispatch(machine.isa, OnMatrixUnit(&block));
         }
         dispatch(machine.isa, &block);
     });
@@ -210,7 +201,7 @@ pub(crate) fn linears(machine: Machine<'_>, x: &Tensor, weights: &[&Weight]) -> 
 pub(crate) struct Product<'a> {
     pub(crate) inputs: InputsView<'a>,
     pub(crate) format: Format,
-    pub(crate) in_features: usize,
+    in_features: usize,
     w: &'a [u8],
     outputs: usize,
     y: SharedMut<'a, f32>,
@@ -227,7 +218,7 @@ impl<'a> Product<'a> {
     #[inline(always)]
     #[allow(unsafe_code)]
     #[allow(clippy::mut_from_ref)] // As `SharedMut::range`.
-    pub(crate) fn target(&self, row: usize, panel: usize, panels: usize) -> &mut [f32] {
+    fn target(&self, row: usize, panel: usize, panels: usize) -> &mut [f32] {
         let n = panel * PANEL;
         // SAFETY: each (row, panel) belongs to one task, which holds one such slice at a time.
         unsafe { self.y.range(row * self.outputs + n, (panels * PANEL).min(self.outputs - n)) }

@@ -51,14 +51,6 @@ impl Work {
     pub(super) fn run(self) {
         assert!(Unit::available(self.isa).contains(&self.unit), "{self:?} was not detected: this is a bug");
         match self.unit {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the instruction set was detected.
-            Unit::Int8Vectors if self.isa == Isa::Avx2 => unsafe {
-                match self.loads {
-                    true => byte_pairs::<true>(self.products()),
-                    false => byte_pairs::<false>(self.products()),
-                }
-            },
             Unit::F32Vectors | Unit::Int8Vectors => match self.isa {
                 // As many chains as there are registers for: four, two or one to a vector of sixteen lanes.
                 Isa::Portable => dispatch(self.isa, Chains::<3>(self)),
@@ -157,38 +149,6 @@ impl<const N: usize> Kernel for Chains<N> {
 fn keep<L: Lanes>(sums: impl IntoIterator<Item = L>) {
     for sum in sums {
         black_box(sum.sum());
-    }
-}
-
-/// Pairs of bytes summed in 16 bits: what stands for a product of quads with 4-bit codes (`quant_avx2.rs`). Two of them are
-/// as wide as a vector of sixteen lanes.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn byte_pairs<const LOADS: bool>(products: usize) {
-    use std::arch::x86_64::{
-        __m256i, _mm256_add_epi16, _mm256_extract_epi16, _mm256_loadu_si256, _mm256_maddubs_epi16,
-        _mm256_set1_epi32, _mm256_setzero_si256,
-    };
-    const CHAINS: usize = 5;
-    let held = black_box(Held([[3u8; BYTES / 2]; HELD]));
-    // SAFETY: the reference is to the 32 bytes that are read.
-    let load = |x: &[u8; BYTES / 2]| -> __m256i { unsafe { _mm256_loadu_si256(x.as_ptr().cast()) } };
-    let mut in_registers = [_mm256_setzero_si256(); CHAINS];
-    for (x, held) in in_registers.iter_mut().zip(&held.0) {
-        *x = load(held);
-    }
-    let mut sums = [_mm256_setzero_si256(); CHAINS];
-    for _ in 0..2 * products / HELD {
-        for y in held.0.as_chunks::<CHAINS>().0 {
-            let quad = _mm256_set1_epi32(black_box(0x01ff_02fe)); // else the products would be made once
-            for i in 0..CHAINS {
-                let y = if LOADS { load(&y[i]) } else { in_registers[i] };
-                sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(y, quad));
-            }
-        }
-    }
-    for sum in sums {
-        black_box(_mm256_extract_epi16::<0>(sum));
     }
 }
 
